@@ -1,0 +1,60 @@
+# Lateen. `make help` lists the targets.
+SHELL := /bin/bash
+GO ?= go
+FUZZTIME ?= 5s
+TOOL := $(GO) tool -modfile=tools/go.mod
+PKGS := ./...
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X lateen.dev/lateen/internal/version.Version=$(VERSION)
+export CGO_ENABLED ?= 0
+
+.DEFAULT_GOAL := build
+.PHONY: build demo test check race scenarios bench fuzz fmt lint generate preflight help examples cross
+
+build: ## build bin/lateen and bin/lateen-proxy
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lateen ./cmd/lateen-proxy
+
+examples: ## build the example services into bin/examples
+	$(GO) build -trimpath -ldflags '-s -w' -o bin/examples/ ./examples/orders/...
+
+demo: build examples ## run the example mesh until Ctrl-C (an ordinary user is enough)
+	bin/lateen up -f examples/orders
+
+test: build examples ## pass all tests: unit tests and scenarios
+	$(GO) test $(PKGS)
+
+scenarios: build ## run the readable specification alone
+	$(GO) test ./scenarios -count=1 -v -run Scenarios
+
+race: ## unit tests of the concurrent packages under the race detector
+	CGO_ENABLED=1 $(GO) test -race ./internal/proxy/... ./internal/control/... ./internal/dns/... ./internal/api/...
+
+fuzz: ## fuzz every target for FUZZTIME (smoke)
+	FUZZTIME=$(FUZZTIME) GO="$(GO)" bash tools/fuzz.sh
+
+bench: build ## measure against peers; results land in bench/results
+	bash bench/run.sh
+
+fmt: ## format the tree
+	$(TOOL) gofumpt -w $$(git ls-files '*.go' | grep -v '\.pb\.go$$')
+
+lint: ## gofumpt, vet and staticcheck
+	@out=$$($(TOOL) gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); if [ -n "$$out" ]; then echo "not gofumpt-formatted:"; echo "$$out"; exit 1; fi
+	$(GO) vet $(PKGS)
+	$(TOOL) staticcheck $(PKGS)
+
+cross: ## both programs build for arm64, and the command line elsewhere
+	GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/lateen-proxy
+	GOOS=linux GOARCH=arm64 $(GO) vet ./cmd/lateen-proxy ./internal/proxy/...
+
+check: lint test race fuzz cross ## everything that CI demands
+	$(GO) mod tidy -diff
+
+preflight: ## say what this machine can do and install what CI needs
+	bash tools/preflight.sh
+
+generate: ## regenerate protobuf code (needs protoc and protoc-gen-go)
+	for p in nds origin; do protoc -I internal/xdspb/$$p --go_out=internal/xdspb/$$p --go_opt=paths=source_relative $$p.proto; done
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
