@@ -1,0 +1,275 @@
+// Package scenario reads the files under scenarios/: the readable
+// specification of what Lateen does. One file is one promise: prose, workloads,
+// configuration, calls and what must happen to them. Runners (simulate, live)
+// turn each Call into a Result and Check compares it with what the file wants.
+//
+// A file is a txtar archive:
+//
+//	# Prose: what is promised and why.
+//	-- workloads --
+//	web
+//	reviews v1 x2
+//	reviews v2 status=503
+//	-- mesh.yaml --
+//	(Istio and Kubernetes manifests)
+//	-- calls --
+//	web -> GET http://reviews:8080/ canary: yes x5
+//	  200 from reviews-v2
+//	  origin VirtualService/reviews.default mesh.yaml:9
+//
+// A workload line makes a ServiceAccount and Service of its name (once), a
+// Deployment NAME-VERSION with labels app and version, and one container port
+// 8080 named http. Options: xN replicas, port=N, portname=NAME, ns=NAMESPACE,
+// sidecar=off, and behaviour of the application: status=N, delay=D, reset=on,
+// first=503x2 (only the first two attempts of a request fail).
+package scenario
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
+)
+
+// Scenario is one parsed file.
+type Scenario struct {
+	Name      string
+	Prose     string
+	Workloads []Workload
+	// Files are the manifests by name, in order.
+	Files []File
+	Calls []Call
+	// Only names the single runner that can run this ("simulate", "live"); the
+	// reason must stand in the prose and in scenarios/only.txt.
+	Only string
+}
+
+// File is one manifest of a scenario. Line is the line of the scenario file
+// before its first line, so that positions can be shown either way.
+type File struct {
+	Name string
+	Data []byte
+	Line int
+}
+
+// Workload is one line of the workloads section.
+type Workload struct {
+	Name, Version, Namespace string
+	Replicas                 int
+	Port                     uint16
+	PortName                 string
+	Sidecar                  bool
+	Behaviour                Behaviour
+}
+
+// Deployment is the name of the workload's Deployment: NAME-VERSION.
+func (w Workload) Deployment() string { return w.Name + "-" + w.Version }
+
+// Behaviour is what the application does with a request.
+type Behaviour struct {
+	// Status is the answer, 200 by default.
+	Status int
+	Delay  time.Duration
+	// Reset closes the connection instead of answering.
+	Reset bool
+	// First limits Status, Delay and Reset to the first N attempts of a request.
+	First int
+}
+
+// Call is one line of the calls section with its expectations.
+type Call struct {
+	Line    int
+	From    string // workload name, or "outside" for a client of the gateway
+	Method  string
+	URL     string
+	Headers [][2]string
+	Body    string
+	Times   int
+	Wants   []Want
+}
+
+// Want is one expectation: the words of an indented line.
+type Want struct {
+	Line int
+	Text string
+}
+
+// Parse reads one scenario file.
+func Parse(name string, data []byte) (*Scenario, error) {
+	archive := txtar.Parse(data)
+	s := &Scenario{Name: name, Prose: strings.TrimSpace(string(archive.Comment))}
+	for line := range strings.Lines(s.Prose) {
+		if only, ok := strings.CutPrefix(strings.TrimSpace(line), "# only: "); ok {
+			s.Only = strings.TrimSpace(only)
+		}
+	}
+	for _, f := range archive.Files {
+		start := lineOf(data, f.Name)
+		var err error
+		switch {
+		case f.Name == "workloads":
+			err = s.parseWorkloads(string(f.Data), start)
+		case f.Name == "calls":
+			err = s.parseCalls(string(f.Data), start)
+		case strings.HasSuffix(f.Name, ".yaml"):
+			s.Files = append(s.Files, File{Name: f.Name, Data: f.Data, Line: start})
+		default:
+			err = fmt.Errorf("unknown section %q: want workloads, calls or a .yaml file", f.Name)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if s.Prose == "" || len(s.Calls) == 0 {
+		return nil, fmt.Errorf("%s: a scenario needs prose and calls", name)
+	}
+	return s, nil
+}
+
+func lineOf(data []byte, section string) int {
+	before, _, _ := strings.Cut(string(data), "-- "+section+" --")
+	return strings.Count(before, "\n") + 1
+}
+
+func (s *Scenario) parseWorkloads(text string, start int) error {
+	for i, line := range strings.Split(text, "\n") {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
+			continue
+		}
+		w := Workload{
+			Name: fields[0], Version: "v1", Namespace: "default", Replicas: 1, Port: 8080,
+			PortName: "http", Sidecar: true, Behaviour: Behaviour{Status: 200},
+		}
+		for _, f := range fields[1:] {
+			if err := w.option(f); err != nil {
+				return fmt.Errorf("line %d: workload %s: %w", start+1+i, w.Name, err)
+			}
+		}
+		s.Workloads = append(s.Workloads, w)
+	}
+	return nil
+}
+
+func (w *Workload) option(f string) error {
+	key, value, hasValue := strings.Cut(f, "=")
+	var err error
+	switch {
+	case !hasValue && strings.HasPrefix(f, "x"):
+		w.Replicas, err = strconv.Atoi(f[1:])
+	case !hasValue && strings.HasPrefix(f, "v"):
+		w.Version = f
+	case key == "port":
+		var n uint64
+		n, err = strconv.ParseUint(value, 10, 16)
+		w.Port = uint16(n)
+	case key == "portname":
+		w.PortName = value
+	case key == "ns":
+		w.Namespace = value
+	case key == "sidecar":
+		w.Sidecar = value != "off"
+	default:
+		return w.Behaviour.option(key, value)
+	}
+	return err
+}
+
+func (b *Behaviour) option(key, value string) (err error) {
+	switch key {
+	case "status":
+		b.Status, err = strconv.Atoi(value)
+	case "delay":
+		b.Delay, err = time.ParseDuration(value)
+	case "reset":
+		b.Reset = value == "on"
+	case "first":
+		status, times, ok := strings.Cut(value, "x")
+		if !ok {
+			return fmt.Errorf("first=%s: want STATUSxN, for example first=503x2", value)
+		}
+		if status == "reset" {
+			b.Reset = true
+		} else if b.Status, err = strconv.Atoi(status); err != nil {
+			return err
+		}
+		b.First, err = strconv.Atoi(times)
+	default:
+		return fmt.Errorf("unknown option %q", key)
+	}
+	return err
+}
+
+func (s *Scenario) parseCalls(text string, start int) error {
+	for i, line := range strings.Split(text, "\n") {
+		n := start + 1 + i
+		trimmed := strings.TrimSpace(line)
+		switch {
+		case trimmed == "" || strings.HasPrefix(trimmed, "#"):
+		case strings.HasPrefix(line, " ") || strings.HasPrefix(line, "\t"):
+			if len(s.Calls) == 0 {
+				return fmt.Errorf("line %d: expectation before the first call", n)
+			}
+			c := &s.Calls[len(s.Calls)-1]
+			c.Wants = append(c.Wants, Want{Line: n, Text: trimmed})
+		default:
+			c, err := parseCall(trimmed)
+			if err != nil {
+				return fmt.Errorf("line %d: %w", n, err)
+			}
+			c.Line = n
+			s.Calls = append(s.Calls, c)
+		}
+	}
+	for _, c := range s.Calls {
+		if len(c.Wants) == 0 {
+			return fmt.Errorf("line %d: a call without expectation cannot fail", c.Line)
+		}
+	}
+	return nil
+}
+
+// parseCall reads "web -> GET http://host/path name: value, name: value xN".
+func parseCall(line string) (Call, error) {
+	from, rest, ok := strings.Cut(line, " -> ")
+	if !ok {
+		return Call{}, fmt.Errorf("call %q: want FROM -> METHOD URL [name: value, …] [xN]", line)
+	}
+	c := Call{From: strings.TrimSpace(from), Times: 1}
+	fields := strings.Fields(rest)
+	if len(fields) < 2 {
+		return Call{}, fmt.Errorf("call %q: want a method and a URL", line)
+	}
+	c.Method, c.URL = fields[0], fields[1]
+	rest = strings.Join(fields[2:], " ")
+	if i := strings.LastIndex(rest, "x"); i >= 0 && (i == 0 || rest[i-1] == ' ') {
+		if n, err := strconv.Atoi(rest[i+1:]); err == nil {
+			c.Times, rest = n, strings.TrimSpace(rest[:i])
+		}
+	}
+	for _, h := range strings.Split(rest, ", ") {
+		if h = strings.TrimSpace(h); h == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(h, ":")
+		if !ok {
+			return Call{}, fmt.Errorf("call %q: header %q: want name: value", line, h)
+		}
+		if name == "body" {
+			c.Body = strings.TrimSpace(value)
+			continue
+		}
+		c.Headers = append(c.Headers, [2]string{strings.TrimSpace(name), strings.TrimSpace(value)})
+	}
+	return c, nil
+}
+
+func parseDelay(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, fmt.Errorf("read delay %q: %w", text, err)
+	}
+	return d, nil
+}
