@@ -1,0 +1,76 @@
+// Command echo is the application of live scenarios: it answers with what it
+// received, as JSON, and misbehaves as its Deployment's environment asks.
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"lateen.dev/lateen/internal/testkit/scenario"
+)
+
+// Seen is the answer's body: the request as the application received it.
+type Seen struct {
+	Name   string              `json:"name"`
+	Method string              `json:"method"`
+	Path   string              `json:"path"`
+	Host   string              `json:"host"`
+	Header map[string][]string `json:"header"`
+	Body   string              `json:"body"`
+	// Attempt counts the deliveries of this x-request-id to this process.
+	Attempt int `json:"attempt"`
+}
+
+type app struct {
+	name      string
+	behaviour scenario.Behaviour
+	mu        sync.Mutex
+	attempts  map[string]int
+}
+
+func main() {
+	behaviour, err := scenario.ParseBehaviour(os.Getenv("ECHO_BEHAVIOUR"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	a := &app{name: os.Getenv("ECHO_NAME"), behaviour: behaviour, attempts: map[string]int{}}
+	srv := &http.Server{Addr: ":" + os.Getenv("ECHO_PORT"), Handler: a, ReadHeaderTimeout: 5 * time.Second}
+	log.Fatal(srv.ListenAndServe())
+}
+
+func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	seen := Seen{
+		Name: a.name, Method: r.Method, Path: r.URL.RequestURI(), Host: r.Host, Header: r.Header,
+		Body: string(body), Attempt: a.count(r.Header.Get("X-Request-Id")),
+	}
+	b := a.behaviour
+	if b.First > 0 && seen.Attempt > b.First {
+		b = scenario.Behaviour{Status: http.StatusOK}
+	}
+	time.Sleep(b.Delay)
+	if b.Reset {
+		panic(http.ErrAbortHandler)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Echo-Name", a.name)
+	w.WriteHeader(b.Status)
+	if err := json.NewEncoder(w).Encode(seen); err != nil {
+		log.Print(err)
+	}
+}
+
+func (a *app) count(id string) int {
+	if id == "" {
+		return 1
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.attempts[id]++
+	return a.attempts[id]
+}
