@@ -104,17 +104,7 @@ without root, Docker or Kubernetes.`,
 		// fix uses -o as the folder to write to, checked by the command itself.
 		return nil
 	}
-	root.AddCommand(
-		newUp(o), newDown(o), newStatus(o),
-		newApply(o), newDelete(o), newGet(o),
-		newAnalyze(o), newFix(o),
-		newExec(o), newLogs(o), newPortForward(o),
-		newProxy(o), newTrace(o), newCollector(o), newVersion(o),
-	)
-	for _, hidden := range []*cobra.Command{newControl(o)} {
-		hidden.Hidden = true
-		root.AddCommand(hidden)
-	}
+	root.AddCommand(newVersion(o))
 	return root
 }
 

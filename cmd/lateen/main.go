@@ -1,0 +1,11 @@
+// Command lateen is the command line, the control plane, the certificate
+// authority, the telemetry hub and the one-machine cluster of Lateen.
+package main
+
+import (
+	"os"
+
+	"lateen.dev/lateen/internal/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args[1:])) }
