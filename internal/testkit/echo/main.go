@@ -1,5 +1,6 @@
 // Command echo is the application of live scenarios: it answers with what it
 // received, as JSON, and misbehaves as its Deployment's environment asks.
+// "echo call JSON" is the client: it sends the requests of one scenario call.
 package main
 
 import (
@@ -34,6 +35,12 @@ type app struct {
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "call" {
+		if err := call(os.Args[2]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	behaviour, err := scenario.ParseBehaviour(os.Getenv("ECHO_BEHAVIOUR"))
 	if err != nil {
 		log.Fatal(err)

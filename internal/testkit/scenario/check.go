@@ -26,6 +26,8 @@ type Result struct {
 	// Origins are the deciding origins of all hops, with file:line resolved.
 	Origins []string
 	Took    time.Duration
+	// Mirrored counts the copies that each Deployment received.
+	Mirrored map[string]int
 	// Err is a transport error seen by the client ("reset", "refused", …).
 	Err string
 }
@@ -159,6 +161,12 @@ func checkHeader(want string, got map[string][]string) error {
 		return nil
 	}
 	return fmt.Errorf("header %s is %q", name, joined)
+}
+
+// checkMirrored reads "shadow-v1=1": copies of each request.
+func checkMirrored(want string, r Result) error {
+	name, count, _ := strings.Cut(want, "=")
+	return equal("mirrored", strconv.Itoa(r.Mirrored[name]), count)
 }
 
 // checkTakes reads "200ms..400ms".
