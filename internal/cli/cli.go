@@ -91,8 +91,9 @@ without root, Docker or Kubernetes.`,
   lateen analyze my-manifests/          find what is wrong, with file:line:column
   lateen trace ls --error               requests that went wrong`,
 		Version:       version.Version,
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		SilenceErrors:      true,
+		SilenceUsage:       true,
+		DisableSuggestions: true,
 	}
 	root.PersistentFlags().StringVar(&o.dataDir, "data", ".lateen", "data directory of the running mesh")
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table, json or yaml")
