@@ -65,11 +65,17 @@ type TokenResponse struct {
 
 // ProxyStatus is the sync state of one connected proxy.
 type ProxyStatus struct {
-	ID      string                `json:"id"` // pod.namespace
-	Role    string                `json:"role"`
-	Since   time.Time             `json:"since"`
-	Version string                `json:"version,omitempty"`
-	Types   map[string]TypeStatus `json:"types"` // by short name: CDS EDS LDS RDS NDS
+	ID      string    `json:"id"`   // pod.namespace
+	Node    string    `json:"node"` // the whole xDS node id
+	Role    string    `json:"role"`
+	Since   time.Time `json:"since"`
+	Version string    `json:"version,omitempty"`
+	// Identity is the SVID's; empty for a client on the plaintext port.
+	Identity string `json:"identity,omitempty"`
+	// Revision is the newest configuration revision (Status.Revision) that the
+	// proxy has acknowledged in full or that did not concern it.
+	Revision uint64                `json:"revision"`
+	Types    map[string]TypeStatus `json:"types"` // by short name: CDS EDS LDS RDS NDS
 	// CertExpiry is the end of the SVID last signed for this proxy.
 	CertExpiry time.Time `json:"certExpiry,omitzero"`
 }
@@ -102,3 +108,34 @@ type ApplyResult struct {
 	Changed  []ObjectKey       `json:"changed"`
 	Findings []finding.Finding `json:"findings"`
 }
+
+// ObjectQuery selects objects; an empty field matches everything.
+type ObjectQuery struct {
+	Kind, Namespace, Name string
+}
+
+// ObjectItem is one object that is in force, with where it came from.
+type ObjectItem struct {
+	Key    ObjectKey `json:"key"`
+	Source string    `json:"source,omitempty"` // file:line, "apply" or "local"
+	// Object is the object in Kubernetes' JSON form.
+	Object json.RawMessage `json:"object"`
+}
+
+// Applied is the request body of apply: YAML or JSON documents and the name
+// that findings call them by.
+type Applied struct {
+	Source string `json:"source"`
+	Data   []byte `json:"data"`
+	DryRun bool   `json:"dryRun,omitempty"`
+}
+
+// Deleted is the request body of delete.
+type Deleted struct {
+	Keys   []ObjectKey `json:"keys"`
+	DryRun bool        `json:"dryRun,omitempty"`
+}
+
+// ProxyResources is what a proxy was last sent: short type name (CDS, EDS, LDS,
+// RDS, SDS, NDS, ORIGIN) → resource name → protojson. Private keys are left out.
+type ProxyResources map[string]map[string]json.RawMessage
