@@ -38,7 +38,6 @@ import (
 	_ "go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	_ "go.opentelemetry.io/otel/sdk/trace"
 	_ "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	_ "go.yaml.in/yaml/v3"
 	_ "golang.org/x/sys/unix"
 	_ "google.golang.org/protobuf/proto"
 	_ "istio.io/api/networking/v1"
