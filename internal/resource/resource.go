@@ -10,6 +10,8 @@ package resource
 import (
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"lateen.dev/lateen/internal/finding"
 )
 
@@ -52,4 +54,8 @@ type Object struct {
 	Source string
 	// fields maps the object's fields to places; see position.go.
 	fields positions
+	// meta is the full metadata of Istio kinds, whose Spec does not hold it.
+	meta *metav1.ObjectMeta
+	// problems is what decoding found wrong inside the object.
+	problems []finding.Finding
 }
