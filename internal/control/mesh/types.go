@@ -91,8 +91,11 @@ type Endpoint struct {
 	Port        uint16
 	ServicePort uint16
 	Labels      map[string]string
-	// Name is the pod or workload entry, "" if none is known; Namespace,
-	// CanonicalService and CanonicalRevision describe it to telemetry.
+	// Pod is the pod behind the address, "" if none is known.
+	Pod string
+	// Name is the workload (the Deployment of the pod, else the pod or workload
+	// entry itself); with Namespace, CanonicalService and CanonicalRevision it
+	// describes the endpoint to telemetry.
 	Name, Namespace                     string
 	CanonicalService, CanonicalRevision string
 	ServiceAccount                      string
