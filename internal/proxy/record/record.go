@@ -115,15 +115,19 @@ func (r *Record) Last() *Attempt {
 	return &r.Attempts[len(r.Attempts)-1]
 }
 
-// Span is the trace context of one exchange.
+// Span is the trace context of one exchange. Make it with Begin.
 type Span struct {
 	TraceID [16]byte
-	// ParentID is the caller's span, zero for a new root; ID is ours.
+	// ParentID is the caller's span, zero for a new root. ID is the span of the
+	// exchange as a whole.
 	ParentID, ID [8]byte
-	Sampled      bool
-	// TraceState is passed through, borrowed from the request head's copy.
-	TraceState string
+	// Sampled exchanges are reported.
+	Sampled bool
 	// B3Single and B3Multi say which B3 forms arrived and must be written too.
 	B3Single, B3Multi bool
-	Tracing           *snapshot.Tracing
+	// Tracing is nil when spans are neither made nor announced upstream.
+	Tracing *snapshot.Tracing
+	// random is the W3C level 2 flag; b3Short a 64-bit trace id; inbound the
+	// side of the application that the exchange is on.
+	random, b3Short, b3Debug, inbound bool
 }

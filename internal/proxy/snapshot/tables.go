@@ -600,6 +600,9 @@ type Endpoint struct {
 // Workload is who stands behind an endpoint or a peer, for telemetry labels.
 type Workload struct {
 	Name, Namespace, CanonicalService, CanonicalRevision, Cluster string
+	// App and Version are the labels of the same names; the canonical service
+	// and revision stand in for them when they are empty.
+	App, Version string
 }
 
 // Tracing configures spans of a manager.
@@ -613,6 +616,9 @@ type Tracing struct {
 	Client, Random, Overall float64
 	Tags                    []CustomTag
 	MaxTagLength            uint32
+	// IgnoreRequestID draws at random instead of from x-request-id (Istio's
+	// useRequestIdForTraceSampling: false).
+	IgnoreRequestID bool
 	// ClientSpan makes an outbound (client) span; false a server span.
 	ClientSpan bool
 	// Disabled reports nothing but still propagates context.
@@ -640,8 +646,12 @@ type AccessLog struct {
 	Path    string
 	Cluster string
 	LogName string
-	// Format is the text format; JSON the fields of a JSON log.
+	// Format is the text format, for OTLP the body; JSON the fields of a JSON
+	// log, for OTLP the attributes.
 	Format string
 	JSON   map[string]string
+	// OnlyFlags limits the log to exchanges with one of these response flags;
+	// empty logs all.
+	OnlyFlags []string
 	Origin Origin
 }
