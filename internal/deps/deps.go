@@ -9,7 +9,6 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	_ "github.com/envoyproxy/go-control-plane/pkg/server/v3"
-	_ "github.com/fsnotify/fsnotify"
 	_ "github.com/go-jose/go-jose/v4"
 	_ "github.com/google/go-cmp/cmp"
 	_ "github.com/miekg/dns"
