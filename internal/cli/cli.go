@@ -90,7 +90,7 @@ without root, Docker or Kubernetes.`,
 		Example: `  lateen up -f examples/orders          run a mesh until Ctrl-C
   lateen analyze my-manifests/          find what is wrong, with file:line:column
   lateen trace ls --error               requests that went wrong`,
-		Version:       version.Version,
+		Version:            version.Version,
 		SilenceErrors:      true,
 		SilenceUsage:       true,
 		DisableSuggestions: true,
@@ -105,7 +105,7 @@ without root, Docker or Kubernetes.`,
 		// fix uses -o as the folder to write to, checked by the command itself.
 		return nil
 	}
-	root.AddCommand(newVersion(o))
+	root.AddCommand(newStatus(o), newApply(o), newDelete(o), newGet(o), newProxy(o), newVersion(o))
 	return root
 }
 
