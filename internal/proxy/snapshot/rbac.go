@@ -65,8 +65,9 @@ type Rule struct {
 	AnyPrincipal bool
 	Prefix       netip.Prefix
 	Port         uint16
-	PortEnd      uint16 // exclusive, for ranges
-	Template     string
+	PortLast     uint16 // inclusive end, for ranges
+	// Template is the path template of RulePathTemplate.
+	Template *Template
 	// Metadata is a path into dynamic metadata with the matcher of its value.
 	MetadataFilter string
 	MetadataPath   []string

@@ -25,6 +25,10 @@ type Snapshot struct {
 	Listeners map[string]*Listener
 	Inbound   *Listener
 	Outbound  *Listener
+	// Warnings name what was accepted without being applied (telemetry details
+	// only; whatever bears on routing or security is refused instead).
+	Warnings []Rejected
+	source   sources
 	// outboundByAddr finds the listener for a captured destination: exact
 	// address and port first, then the wildcard address of the port.
 	outboundByAddr map[netip.AddrPort]*Listener
@@ -50,6 +54,8 @@ type Listener struct {
 	Direction      Direction
 	// Inspectors needed before a chain can be chosen.
 	TLSInspector, HTTPInspector, ProxyProtocol bool
+	// tlsOff and httpOff switch an inspector off for some ports; see Inspectors.
+	tlsOff, httpOff *portPredicate
 	// InspectTimeout bounds inspection; 0 means no bound of its own. When
 	// ContinueOnTimeout is set the connection goes on unclassified.
 	InspectTimeout    time.Duration
@@ -80,9 +86,11 @@ type FilterChain struct {
 	// TLS is nil for plaintext chains.
 	TLS *DownstreamTLS
 	// NetworkRBAC is evaluated for every connection before HTTP or TCP, in order.
-	NetworkRBAC    []*RBAC
-	HTTP           *HTTPManager
-	TCP            *TCPProxy
+	NetworkRBAC []*RBAC
+	HTTP        *HTTPManager
+	TCP         *TCPProxy
+	// Stats is set when the chain counts connections (Istio's network stats filter).
+	Stats          *StatsConfig
 	ConnectTimeout time.Duration
 	AccessLogs     []*AccessLog
 }
@@ -98,6 +106,8 @@ type DownstreamTLS struct {
 	ALPN              []string
 	MinVersion        uint16 // crypto/tls constants; 0 means TLS 1.2
 	MaxVersion        uint16
+	// CipherSuites limits TLS 1.2, crypto/tls ids; empty means Go's defaults.
+	CipherSuites []uint16
 	// SessionTickets is always false between mesh peers.
 	SessionTickets bool
 }
@@ -146,9 +156,11 @@ type HTTPManager struct {
 	Filters []HTTPFilter
 	Tracing *Tracing
 	// Stats is nil when no metrics provider is configured.
-	Stats             *StatsConfig
-	AccessLogs        []*AccessLog
-	ServerName        string
+	Stats      *StatsConfig
+	AccessLogs []*AccessLog
+	ServerName string
+	// ServerPassThrough leaves the server header of responses alone.
+	ServerPassThrough bool
 	UseRemoteAddress  bool
 	XFFTrustedHops    uint32
 	ForwardClientCert ForwardClientCert
@@ -200,7 +212,8 @@ type HTTPFilter struct {
 	Fault *Fault
 	CORS  *CORS
 	// MetadataExchange, Stats and GRPCStats mark the presence of Istio's filters.
-	MetadataExchange, Stats, GRPCStats bool
+	// ALPN (istio.alpn) makes HTTP to mesh peers offer istio-http/1.1 and istio.
+	MetadataExchange, Stats, GRPCStats, ALPN bool
 }
 
 // RouteTable finds the virtual host for an authority.
@@ -214,6 +227,9 @@ type RouteTable struct {
 	any            *VirtualHost
 	// IgnorePort strips the port before matching.
 	IgnorePort bool
+	// Pending says that the control plane has not answered yet; the table is
+	// empty until then, and the listener that names it waits (see Warmed).
+	Pending bool
 }
 
 type wildcard struct {
@@ -307,6 +323,8 @@ type PathMatch struct {
 	Kind  PathKind
 	Text  string
 	Regex *regexp.Regexp // anchored at both ends
+	// Template is set for PathTemplate.
+	Template *Template
 }
 
 // StringKind tells how a StringMatcher compares.
@@ -535,6 +553,8 @@ type Cluster struct {
 	EDSName string
 	// PortOverride replaces the port of an ORIGINAL_DST cluster, 0 keeps it.
 	PortOverride uint16
+	// localityWeighted folds the weights of localities into those of endpoints.
+	localityWeighted bool
 }
 
 // TransportMatch chooses a transport by an endpoint's metadata labels.
@@ -653,5 +673,5 @@ type AccessLog struct {
 	// OnlyFlags limits the log to exchanges with one of these response flags;
 	// empty logs all.
 	OnlyFlags []string
-	Origin Origin
+	Origin    Origin
 }
