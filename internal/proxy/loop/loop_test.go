@@ -177,7 +177,7 @@ func TestConn_abortIsAReset(t *testing.T) {
 	on(l, func() {
 		_, _ = l.Listen(fd, func(fd int, _ netip.AddrPort) {
 			c, _ := l.Adopt(fd, message.Conn{})
-			c.Abort()
+			c.SetHandler(sink(func([]byte) { c.Abort() }))
 		})
 	})
 	c, err := net.Dial("tcp", addr.String())
@@ -185,6 +185,7 @@ func TestConn_abortIsAReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	_, _ = c.Write([]byte("x"))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read: %v, want connection reset", err)
 	}
