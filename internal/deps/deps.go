@@ -11,7 +11,6 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/pkg/server/v3"
 	_ "github.com/go-jose/go-jose/v4"
 	_ "github.com/google/go-cmp/cmp"
-	_ "github.com/miekg/dns"
 	_ "github.com/open-telemetry/opentelemetry-collector-contrib/exporter/prometheusexporter"
 	_ "github.com/open-telemetry/opentelemetry-collector-contrib/processor/attributesprocessor"
 	_ "github.com/open-telemetry/opentelemetry-collector-contrib/processor/filterprocessor"

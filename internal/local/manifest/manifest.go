@@ -358,21 +358,35 @@ type LocalCluster struct {
 
 // LocalClusterSpec is the body of LocalCluster.
 type LocalClusterSpec struct {
-	// Images map images to programs. Image may end in "*".
-	Images []ImageMapping `json:"images,omitempty"`
+	// Images map an image, or a prefix that ends in "*", to a program.
+	Images map[string]Program `json:"images,omitempty"`
 	// HostPorts are ports of the machine's loopback that pods reach as
 	// host.lateen.internal.
 	HostPorts []uint16 `json:"hostPorts,omitempty"`
 }
 
-// ImageMapping says which program stands for an image.
-type ImageMapping struct {
-	Image string `json:"image"`
-	// Program is what the image's entry point would be: a path, relative to the
+// Program stands for an image. In JSON it is a string (the path), a list (path
+// and fixed arguments) or an object.
+type Program struct {
+	// Args is what the image's entry point would be: a path, relative to the
 	// document's folder, or a name in PATH, and fixed arguments.
-	Program []string `json:"program"`
-	// RootFS is an unpacked image; Program is then a path inside.
+	Args []string `json:"program"`
+	// RootFS is an unpacked image; the program is then a path inside.
 	RootFS string `json:"rootFS,omitempty"`
+}
+
+// UnmarshalJSON accepts the three forms.
+func (p *Program) UnmarshalJSON(data []byte) error {
+	var one string
+	if json.Unmarshal(data, &one) == nil {
+		p.Args = []string{one}
+		return nil
+	}
+	if json.Unmarshal(data, &p.Args) == nil {
+		return nil
+	}
+	type plain Program // without this method
+	return json.Unmarshal(data, (*plain)(p))
 }
 
 // PodStatus is the part of v1 PodStatus that the supervisor writes.
