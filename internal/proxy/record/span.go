@@ -359,6 +359,7 @@ func (r *Recorder) meshAttrs(b []byte, rec *Record, s *spanInfo) []byte {
 	b = attr(b, spanAttr, "response_flags", r.scratch)
 	if flags != 0 || rec.Last() == nil {
 		b = attr(b, spanAttr, "response_code_details", details)
+		b = cleanUTF8(b, len(b)-len(details))
 	}
 	if s.try != nil {
 		if s.try.Remote.IsValid() {
