@@ -42,10 +42,28 @@ func routeTable(m *routepb.RouteConfiguration) (*RouteTable, error) {
 			return nil, at(err, "virtual_hosts[%d] %q", i, v.GetName())
 		}
 	}
+	t.sort()
+	return t, nil
+}
+
+// NewRouteTable makes a table of virtual hosts that are compiled already, for
+// callers that do not start from xDS.
+func NewRouteTable(name string, hosts ...*VirtualHost) (*RouteTable, error) {
+	t := &RouteTable{Name: name, exact: map[string]*VirtualHost{}}
+	for _, h := range hosts {
+		if err := t.add(h); err != nil {
+			return nil, fmt.Errorf("virtual host %q: %w", h.Name, err)
+		}
+	}
+	t.sort()
+	return t, nil
+}
+
+// sort puts the longest wildcards first.
+func (t *RouteTable) sort() {
 	longest := func(a, b wildcard) int { return len(b.text) - len(a.text) }
 	slices.SortStableFunc(t.suffix, longest)
 	slices.SortStableFunc(t.prefix, longest)
-	return t, nil
 }
 
 // add indexes the domains of a virtual host; a domain may occur once.
