@@ -2,7 +2,6 @@ package stream
 
 import (
 	"bytes"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -94,47 +93,41 @@ func (a *attempt) OnOpen(s message.Sender, fresh bool) {
 func (a *attempt) sendRequest() {
 	x := a.x
 	complete := x.reqEnded && !x.hasTrailers
-	if complete && len(x.body) == 0 {
-		a.s.SendHead(x.head, true)
-		a.sentEnd = true
-	} else {
-		a.s.SendHead(x.head, false)
-		switch {
-		case len(x.body) > 0 || complete:
-			a.s.SendData(x.body, complete)
-			a.sentEnd = complete
-		}
-		if x.reqEnded && x.hasTrailers {
-			a.s.SendTrailers(&x.reqTrailers)
-			a.sentEnd = true
-		}
-		if len(x.body) > x.env.replayBytes() {
-			x.bodyLost = true
-			x.body = x.body[:0]
-		}
+	a.sentEnd = complete && len(x.body) == 0
+	a.s.SendHead(x.head, a.sentEnd)
+	if a.current() && !a.sentEnd && (len(x.body) > 0 || complete) {
+		a.sentEnd = complete
+		a.s.SendData(x.body, complete)
 	}
-	if x.done || x.cur != a || !a.open {
+	if a.current() && x.reqEnded && x.hasTrailers {
+		a.sentEnd = true
+		a.s.SendTrailers(&x.reqTrailers)
+	}
+	if !a.current() { // answered or reset meanwhile
 		return
+	}
+	if len(x.body) > x.env.replayBytes() {
+		x.bodyLost = true
+		x.body = x.body[:0]
 	}
 	if x.reqEnded {
 		a.armPerTry()
 	}
-	if a.s.OverHigh() {
-		x.pauseDown(true)
-	} else {
-		x.pauseDown(false)
-	}
+	x.pauseDown(a.s.OverHigh())
 }
+
+// current says that the attempt is the one the exchange lives by.
+func (a *attempt) current() bool { return a.open && a.x.cur == a && !a.x.done }
 
 // sendData forwards body bytes; a full upstream stops the client.
 func (a *attempt) sendData(p []byte, end bool) {
+	a.sentEnd = end
 	a.s.SendData(p, end)
 	if end {
-		a.sentEnd = true
 		a.settle()
 		return
 	}
-	if a.open && a.s.OverHigh() {
+	if a.current() && a.s.OverHigh() {
 		a.x.pauseDown(true)
 	}
 }
@@ -186,7 +179,6 @@ func (a *attempt) OnInformational(h *message.Head) {
 	if x.done || x.cur != a || x.responded {
 		return
 	}
-	stripHopByHop(h, false)
 	x.down.SendInformational(h)
 }
 
@@ -216,7 +208,6 @@ func (x *Exchange) respond(a *attempt, h *message.Head, end bool) {
 	now := x.env.Clock.Now()
 	x.rec.FirstUpstreamByte = time.Duration(now - x.startAt)
 	switched := h.Status() == 101 || x.upgrade && string(x.head.Method()) == "CONNECT" && h.Status()/100 == 2
-	stripHopByHop(h, h.Status() == 101 && x.upgrade)
 	x.peerFromResponse(h)
 	since := x.requestAt
 	if since == 0 {
@@ -442,17 +433,6 @@ func (x *Exchange) attemptFailed(a *attempt, code message.ResetCode, transport s
 func idempotent(method []byte) bool {
 	for _, m := range [...]string{"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"} {
 		if bytes.Equal(method, []byte(m)) {
-			return true
-		}
-	}
-	return false
-}
-
-// triedBefore says whether an endpoint was used by this exchange; for tests and
-// invariants.
-func (x *Exchange) triedBefore(a netip.AddrPort) bool {
-	for _, t := range x.tried {
-		if t == a {
 			return true
 		}
 	}

@@ -19,16 +19,15 @@ import (
 func (x *Exchange) OnHead(h *message.Head, end bool) {
 	x.head = h
 	x.armIdle()
-	switch {
-	case !x.checkHead(end):
-	case !x.identify():
-	default:
-		x.matchRoute()
-		if end {
-			x.requestComplete()
-		}
-		x.runFilters()
+	if !x.checkHead(end) {
+		return
 	}
+	x.identify()
+	x.matchRoute()
+	if end {
+		x.requestComplete()
+	}
+	x.runFilters()
 }
 
 // checkHead refuses what has no single meaning and brings host and path into
@@ -39,6 +38,7 @@ func (x *Exchange) checkHead(end bool) bool {
 		x.reqEnded = true
 	}
 	x.rec.Request = h
+	x.classify()
 	host, changed, ok := normalizeHost(h.Authority())
 	if !ok {
 		x.reply(400, 0, "invalid_host", "")
@@ -63,31 +63,24 @@ func (x *Exchange) checkHead(end bool) bool {
 		x.sendReply(0, "path_normalization_failed", nil)
 		return false
 	}
-	return x.checkUpgrade()
+	return true
 }
 
-// checkUpgrade removes hop-by-hop fields and decides whether the request asks
-// for another protocol. What the client nominates in Connection goes before we
-// add anything of our own.
-func (x *Exchange) checkUpgrade() bool {
+// classify notes what kind of request this is. An Upgrade field means that the
+// client really asks to switch: codecs drop it otherwise, together with
+// everything that concerns one connection only.
+func (x *Exchange) classify() {
 	h := x.head
-	upgrade := h.Get(message.Upgrade)
-	wanted := len(upgrade) > 0 && hasToken(h.Get(message.Connection), "upgrade")
-	if wanted && (equalFoldASCII(upgrade, "h2c") || string(h.Method()) == "CONNECT") {
-		wanted = false // an offer that may be ignored (RFC 9113 §3.1, deprecated)
-	}
-	stripHopByHop(h, wanted)
-	x.upgrade = wanted || string(h.Method()) == "CONNECT"
+	x.upgrade = h.Has(message.Upgrade) || string(h.Method()) == "CONNECT"
 	ct := h.Get(message.ContentType)
 	x.grpc = bytes.HasPrefix(ct, grpcType) && (len(ct) == len(grpcType) || ct[len(grpcType)] == '+')
-	return true
 }
 
 var grpcType = []byte("application/grpc")
 
 // identify makes the request say who it comes from: request id and trace
 // context, forwarded address and protocol, client certificate.
-func (x *Exchange) identify() bool {
+func (x *Exchange) identify() {
 	h, m := x.head, x.site.Manager
 	x.edge = m.UseRemoteAddress
 	if x.edge {
@@ -101,7 +94,6 @@ func (x *Exchange) identify() bool {
 		Tracing: m.Tracing, Direction: x.rec.Direction, Edge: x.edge,
 		PreserveRequestID: m.PreserveRequestID, Rand: x.env.Rand,
 	})
-	return true
 }
 
 // matchRoute finds virtual host and route. Not finding one is answered after

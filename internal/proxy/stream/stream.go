@@ -258,8 +258,8 @@ func (x *Exchange) OnTrailers(h *message.Head) {
 		s.data(nil, true)
 	}
 	if a := x.cur; a != nil && a.open {
-		a.s.SendTrailers(h)
 		a.sentEnd = true
+		a.s.SendTrailers(h)
 		a.settle()
 	}
 }
