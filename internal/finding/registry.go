@@ -21,33 +21,137 @@ const (
 	DuplicateObject = "LAT0017"
 	Fragment        = "LAT0018"
 	Embedded        = "LAT0019"
+	NotApplied      = "LAT0020"
+	FieldNotApplied = "LAT0021"
+	DeprecatedField = "LAT0022"
+	IgnoredField    = "LAT0023"
+	OlderVersion    = "LAT0024"
+)
+
+// Codes of an object's own schema.
+const (
+	RequiredField    = "LAT0030"
+	OutOfRange       = "LAT0031"
+	CRDRule          = "LAT0032"
+	InvalidReference = "LAT0033"
+	InvalidLabel     = "LAT0034"
+	InvalidAddress   = "LAT0035"
+	InvalidHeader    = "LAT0036"
+)
+
+// Codes of traffic.
+const (
+	DestinationMissing = "LAT0101"
+	GatewayMissing     = "LAT0102"
+	PortRequired       = "LAT0103"
+	SubsetMissing      = "LAT0104"
+	SubsetEmpty        = "LAT0105"
+	UnreachableRule    = "LAT0106"
+	ConflictingHosts   = "LAT0107"
+	GatewayUnselected  = "LAT0108"
+	PortName           = "LAT0109"
+	InvalidHost        = "LAT0110"
+	InvalidWeight      = "LAT0111"
+	WeightSum          = "LAT0112"
+	InvalidRegex       = "LAT0113"
+	LargeRegex         = "LAT0114"
+	IncompleteRoute    = "LAT0115"
+	InvalidMatch       = "LAT0116"
+	IneffectiveMatch   = "LAT0117"
+	InvalidRetry       = "LAT0118"
+	RetryTimeout       = "LAT0119"
+	InvalidFault       = "LAT0120"
+	OpenCORS           = "LAT0121"
+	InvalidRewrite     = "LAT0122"
+	DuplicateSubset    = "LAT0123"
+	InvalidPolicyValue = "LAT0124"
+	InvalidTLS         = "LAT0125"
+	UnverifiedTLS      = "LAT0126"
+	ShortConnections   = "LAT0127"
+	InvalidProtocol    = "LAT0128"
+	InvalidResolution  = "LAT0129"
+	ConsecutiveErrors  = "LAT0130"
+	RuleHostMissing    = "LAT0131"
+	HostNotInGateway   = "LAT0132"
+	ConflictingGateway = "LAT0133"
+	ConflictingSidecar = "LAT0134"
+	GatewayPort        = "LAT0135"
+	CredentialMissing  = "LAT0136"
+	DestinationPort    = "LAT0137"
+	NoCatchAll         = "LAT0138"
+)
+
+// Codes of security.
+const (
+	InvalidPolicy      = "LAT0201"
+	DeniesAll          = "LAT0202"
+	IneffectivePolicy  = "LAT0203"
+	WildcardInside     = "LAT0204"
+	PrincipalScheme    = "LAT0205"
+	MethodCase         = "LAT0206"
+	PathNeverMatches   = "LAT0207"
+	PrincipalUnknown   = "LAT0208"
+	NamespaceUnknown   = "LAT0209"
+	PolicySelects      = "LAT0210"
+	HTTPOnTCP          = "LAT0211"
+	OpenPolicy         = "LAT0212"
+	ScrapeDenied       = "LAT0213"
+	PlaintextPrincipal = "LAT0214"
+	TokensUnverified   = "LAT0215"
+)
+
+// Codes of telemetry.
+const (
+	ProviderUnknown       = "LAT0301"
+	OpenCensusAgent       = "LAT0302"
+	RetiredTracer         = "LAT0303"
+	Sampling              = "LAT0304"
+	OneProvider           = "LAT0305"
+	EndpointHost          = "LAT0306"
+	MonitorPort           = "LAT0307"
+	MonitorNamespaces     = "LAT0308"
+	ConflictingTelemetry  = "LAT0309"
+	ProviderServiceAbsent = "LAT0310"
+)
+
+// Codes of workloads.
+const (
+	SelectorMismatch = "LAT0401"
+	MissingVolume    = "LAT0402"
+	InvalidProbe     = "LAT0403"
+	ServiceSelects   = "LAT0404"
+	ReferenceMissing = "LAT0405"
+	TargetPort       = "LAT0406"
+	AccountMissing   = "LAT0407"
+	UnknownNote      = "LAT0408"
+	SeveralServices  = "LAT0409"
+	FragmentTarget   = "LAT0410"
+)
+
+// Codes of OpenTelemetry Collector configuration.
+const (
+	CollectorSyntax     = "LAT0501"
+	CollectorJaeger     = "LAT0502"
+	CollectorLogging    = "LAT0503"
+	CollectorLoglevel   = "LAT0504"
+	CollectorOpenCensus = "LAT0505"
+	CollectorAlias      = "LAT0506"
+	CollectorOrder      = "LAT0507"
+	CollectorImage      = "LAT0508"
+	CollectorUndefined  = "LAT0509"
+	CollectorUnused     = "LAT0510"
+	CollectorHost       = "LAT0511"
+	CollectorMemory     = "LAT0512"
 )
 
 // Codes returns the registry of all codes, in order.
 func Codes() []Code {
-	return decodingCodes()
-}
-
-func decodingCodes() []Code {
-	return []Code{
-		{Unreadable, Error, "", "file cannot be read", "The file or folder exists but could not be read. What was read from it last stays in force."},
-		{Syntax, Error, "", "not valid YAML", "The document does not parse. Other documents of the file are not affected, and the last good version of its objects stays in force."},
-		{TooLarge, Error, "", "document too large", "Kubernetes stores no object over 1.5 MiB. Split the document, or move data out of the configuration."},
-		{Expansion, Error, "", "aliases or nesting expand too far", "YAML aliases can make gigabytes of a few lines. Write the values out."},
-		{Encoding, Error, "", "not UTF-8", "Configuration files are UTF-8 text."},
-		{NoKind, Error, "", "not a manifest", "Every manifest needs apiVersion, kind and metadata.name."},
-		{BadName, Error, "", "missing or invalid name", "Names are lower-case letters, digits, '-' and '.'."},
-		{DuplicateKey, Error, "", "key appears twice", "YAML forbids a key twice in one object; which of the two would hold depends on the reader."},
-		{UnknownKind, Warning, "", "unknown kind", "Lateen does not know this kind and leaves the object out."},
-		{RetiredKind, Error, "", "retired kind", "No current Istio reads this kind; it has no effect."},
-		{UnservedVersion, Error, "", "version not served", "The kind exists, but not in this API version."},
-		{UnknownField, Error, "IST0106", "unknown field", "The field does not exist. Kubernetes refuses it, or drops it in silence where validation is off."},
-		{Misplaced, Error, "IST0106", "field in the wrong place", "The field exists elsewhere in this kind, usually one level deeper. Where it stands it has no effect."},
-		{WrongType, Error, "IST0106", "value of the wrong type", "The field wants another type of value."},
-		{UnknownEnum, Error, "IST0106", "unknown value", "The field takes one of a few names."},
-		{OneOf, Error, "IST0106", "fields exclude each other", "Only one of these fields can be set."},
-		{DuplicateObject, Error, "", "object defined twice", "Two documents have the same kind, namespace and name. The first one holds."},
-		{Fragment, Error, "", "fragment of a manifest", "The document is a part that belongs inside another object; by itself it has no effect."},
-		{Embedded, Error, "", "invalid YAML inside a field", "A text field that holds YAML does not parse or decode."},
-	}
+	var all []Code
+	all = append(all, decodingCodes()...)
+	all = append(all, schemaCodes()...)
+	all = append(all, trafficCodes()...)
+	all = append(all, securityCodes()...)
+	all = append(all, telemetryCodes()...)
+	all = append(all, workloadCodes()...)
+	return append(all, collectorCodes()...)
 }

@@ -211,3 +211,12 @@ func retired(group, name string) string {
 	}
 	return ""
 }
+
+// Message returns an empty spec message of one of Istio's kinds; false for
+// other kinds.
+func (k KindInfo) Message() (proto.Message, bool) {
+	if k.message == nil {
+		return nil, false
+	}
+	return k.message(), true
+}

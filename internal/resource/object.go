@@ -53,7 +53,7 @@ func decodeRoot(t *Text, root *yaml.Node) ([]*Object, []finding.Finding) {
 			"%s is not served as %s", kind, apiVersion).
 			WithHint("use %s", joinGroup(group, info.Versions[0]))}
 	}
-	o, fs := decodeObject(t, root, info, apiVersion, version)
+	o, fs := decodeObject(t, root, info, apiVersion)
 	if o == nil {
 		return nil, fs
 	}
@@ -181,7 +181,18 @@ func (m top) field(name string) (shape, bool) {
 	return nil, false
 }
 
-func decodeObject(t *Text, root *yaml.Node, info KindInfo, apiVersion, version string) (*Object, []finding.Finding) {
+// shape returns the shape of a manifest of the kind.
+func (k KindInfo) shape() shape {
+	switch {
+	case k.Raw:
+		return opaque{}
+	case k.Istio():
+		return top{spec: messageShape(k.message().ProtoReflect().Descriptor(), false)}
+	}
+	return typeShape(k.object)
+}
+
+func decodeObject(t *Text, root *yaml.Node, info KindInfo, apiVersion string) (*Object, []finding.Finding) {
 	o := &Object{APIVersion: apiVersion, Source: t.Name, fields: positions{text: t, root: root}}
 	meta := child(root, "metadata")
 	o.Key = Key{Kind: info.Kind, Namespace: text(meta, "namespace"), Name: text(meta, "name")}
@@ -193,15 +204,7 @@ func decodeObject(t *Text, root *yaml.Node, info KindInfo, apiVersion, version s
 	if o.Name == "" || !validName.MatchString(o.Name) || len(o.Name) > 253 {
 		return nil, []finding.Finding{badName(o, root)}
 	}
-	w := &walker{object: o.Object(), pos: o.position}
-	switch {
-	case info.Raw:
-		w.root = opaque{}
-	case info.Istio():
-		w.root = top{spec: messageShape(info.message().ProtoReflect().Descriptor(), false)}
-	default:
-		w.root = typeShape(info.object)
-	}
+	w := &walker{object: o.Object(), pos: o.position, root: info.shape()}
 	v, ok := w.value(root, w.root, "")
 	tree, _ := v.(map[string]any)
 	if !ok || tree == nil {

@@ -259,7 +259,7 @@ func keepLost(objects, before []*resource.Object, findings []finding.Finding) []
 
 // merge puts the files together; of objects with the same key the first holds.
 func (s *Source) merge(problems []finding.Finding) State {
-	state := State{Findings: problems}
+	state := State{Findings: slices.Clone(problems)}
 	first := map[resource.Key]*resource.Object{}
 	add := func(c *content) {
 		state.Findings = append(state.Findings, c.findings...)
