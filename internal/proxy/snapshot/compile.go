@@ -113,7 +113,9 @@ func (c *compiler) refuse(typ, name string, err error) {
 func (c *compiler) warn(format string, args ...any) {
 	w := c.current
 	w.Reason = fmt.Sprintf(format, args...)
-	c.warnings = append(c.warnings, w)
+	if !slices.Contains(c.warnings, w) { // chains of one listener repeat theirs
+		c.warnings = append(c.warnings, w)
+	}
 }
 
 func (c *compiler) compileCluster(name string) {
