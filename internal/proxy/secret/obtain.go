@@ -71,6 +71,7 @@ func (s *Store) install(next *svid) {
 	s.svid.Store(next)
 	s.mu.Lock()
 	s.configs = nil
+	s.generation++
 	s.mu.Unlock()
 	s.poke()
 }

@@ -77,8 +77,10 @@ type Store struct {
 
 	mu    sync.RWMutex
 	named map[string]*named // SDS and files, by secret name
-	// configs caches server configurations; any change empties it.
-	configs map[*snapshot.DownstreamTLS]*tls.Config
+	// configs caches server configurations; any change empties it and counts
+	// generation up, so that one built before cannot come in afterwards.
+	configs    map[*snapshot.DownstreamTLS]*tls.Config
+	generation uint64
 
 	changed chan struct{} // poked when a secret came or went
 }
@@ -256,6 +258,7 @@ func (s *Store) put(name string, n *named) {
 		s.named[name] = n
 	}
 	s.configs = nil
+	s.generation++
 	s.mu.Unlock()
 	s.poke()
 }

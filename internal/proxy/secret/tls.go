@@ -156,7 +156,7 @@ func (s *Store) ServerConfig(d *snapshot.DownstreamTLS) *tls.Config {
 
 func (s *Store) serverConfig(d *snapshot.DownstreamTLS) (*tls.Config, error) {
 	s.mu.RLock()
-	c := s.configs[d]
+	c, generation := s.configs[d], s.generation
 	s.mu.RUnlock()
 	if c != nil {
 		if slices.Contains(d.Certificates, Default) {
@@ -197,11 +197,14 @@ func (s *Store) serverConfig(d *snapshot.DownstreamTLS) (*tls.Config, error) {
 		}
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.generation != generation {
+		return c, nil
+	}
 	if s.configs == nil || len(s.configs) >= maxConfigs {
 		s.configs = map[*snapshot.DownstreamTLS]*tls.Config{}
 	}
 	s.configs[d] = c
-	s.mu.Unlock()
 	return c, nil
 }
 
