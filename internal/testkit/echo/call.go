@@ -58,24 +58,12 @@ func send(client *http.Client, c scenario.Call) (scenario.Result, error) {
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	_ = resp.Body.Close()
-	r := scenario.Result{Status: resp.StatusCode, Body: string(body), Took: time.Since(start), Header: lowerKeys(resp.Header)}
+	r := scenario.Result{Status: resp.StatusCode, Body: string(body), Took: time.Since(start), Header: scenario.LowerKeys(resp.Header)}
 	if err != nil {
 		r.Err = transportError(err)
 	}
-	var seen Seen
-	if resp.Header.Get("Content-Type") == "application/json" && json.Unmarshal(body, &seen) == nil && seen.Name != "" {
-		r.From, r.Body = seen.Name, seen.Body
-		r.SeenMethod, r.SeenPath, r.SeenHost, r.SeenHeader = seen.Method, seen.Path, seen.Host, lowerKeys(seen.Header)
-	}
+	r.ReadSeen()
 	return r, nil
-}
-
-func lowerKeys(h map[string][]string) map[string][]string {
-	out := make(map[string][]string, len(h))
-	for k, v := range h {
-		out[strings.ToLower(k)] = v
-	}
-	return out
 }
 
 // transportError reduces an error to the words scenarios use.

@@ -15,18 +15,6 @@ import (
 	"lateen.dev/lateen/internal/testkit/scenario"
 )
 
-// Seen is the answer's body: the request as the application received it.
-type Seen struct {
-	Name   string              `json:"name"`
-	Method string              `json:"method"`
-	Path   string              `json:"path"`
-	Host   string              `json:"host"`
-	Header map[string][]string `json:"header"`
-	Body   string              `json:"body"`
-	// Attempt counts the deliveries of this x-request-id to this process.
-	Attempt int `json:"attempt"`
-}
-
 type app struct {
 	name      string
 	behaviour scenario.Behaviour
@@ -52,7 +40,7 @@ func main() {
 
 func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
-	seen := Seen{
+	seen := scenario.Seen{
 		Name: a.name, Method: r.Method, Path: r.URL.RequestURI(), Host: r.Host, Header: r.Header,
 		Body: string(body), Attempt: a.count(r.Header.Get("X-Request-Id")),
 	}

@@ -12,6 +12,17 @@ const EchoImage = "lateen.dev/test/echo"
 // for: namespaces, service accounts, services and deployments.
 func (s *Scenario) Manifests() string {
 	var b strings.Builder
+	b.WriteString(s.Services(func(string, string) string { return "" }))
+	for _, w := range s.Workloads {
+		b.WriteString(w.deployment())
+	}
+	return b.String()
+}
+
+// Services returns the manifests without deployments. clusterIP chooses the
+// address of a service; "" leaves it out.
+func (s *Scenario) Services(clusterIP func(name, namespace string) string) string {
+	var b strings.Builder
 	seenNamespace := map[string]bool{"default": true}
 	seenService := map[string]bool{}
 	for _, w := range s.Workloads {
@@ -22,8 +33,10 @@ func (s *Scenario) Manifests() string {
 		if key := w.Namespace + "/" + w.Name; !seenService[key] {
 			seenService[key] = true
 			fmt.Fprintf(&b, serviceManifest, w.Name, w.Namespace, w.Name, w.Namespace, w.Name, w.PortName, w.Port)
+			if ip := clusterIP(w.Name, w.Namespace); ip != "" {
+				fmt.Fprintf(&b, "  clusterIP: %[1]s\n  clusterIPs: [%[1]q]\n", ip)
+			}
 		}
-		b.WriteString(w.deployment())
 	}
 	return b.String()
 }
@@ -41,11 +54,8 @@ metadata:
   name: %s
   namespace: %s
 spec:
-  selector:
-    app: %s
-  ports:
-  - name: %s
-    port: %d
+  selector: {app: %s}
+  ports: [{name: %s, port: %d}]
 `
 
 func (w Workload) deployment() string {

@@ -1,0 +1,156 @@
+package simulate
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+
+	"lateen.dev/lateen/internal/control/translate"
+	"lateen.dev/lateen/internal/proxy/message"
+	"lateen.dev/lateen/internal/proxy/record"
+	"lateen.dev/lateen/internal/proxy/snapshot"
+	"lateen.dev/lateen/internal/proxy/stream"
+	"lateen.dev/lateen/internal/proxy/upstream"
+	"lateen.dev/lateen/internal/xdspb/nds"
+	"lateen.dev/lateen/internal/xdspb/origin"
+)
+
+// proxy is the data plane of one pod: a snapshot and one loop's worth of state.
+type proxy struct {
+	world  *World
+	pod    *pod
+	snap   *snapshot.Snapshot
+	env    *stream.Env
+	names  *nds.NameTable
+	places map[string]*origin.Place
+}
+
+func (w *World) startProxy(p *pod) error {
+	resources := translate.Build(w.mesh, w.node(p))
+	snap, rejected := compile(resources)
+	var errs []error
+	for _, r := range rejected {
+		errs = append(errs, errors.New(r.String()))
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	x := &proxy{world: w, pod: p, snap: snap}
+	x.names, _ = resources.ByType[translate.NameType][translate.NameTable].(*nds.NameTable)
+	if table, ok := resources.ByType[translate.OriginType][translate.Origins].(*origin.Table); ok {
+		x.places = table.GetPlaces()
+	}
+	w.nextID++
+	source := rand.New(rand.NewPCG(w.seed, w.nextID))
+	manager := upstream.NewManager(upstream.Options{
+		Clock: w.clock, Rand: source.Uint64, Dialer: &dialer{from: p, world: w}, Shared: newShared(),
+	})
+	manager.Apply(snap)
+	x.env = &stream.Env{Clock: w.clock, Rand: source, Upstream: manager, Recorder: x}
+	p.proxy = x
+	return nil
+}
+
+// Done implements stream.Recorder.
+func (x *proxy) Done(r *record.Record) {
+	h := Hop{
+		Pod: x.pod.name + "." + x.pod.namespace, Direction: r.Direction, Gateway: r.Gateway, Status: r.Status,
+		Flags: flagNames(r.Flags), Details: r.Details, Cluster: r.ClusterName, Policy: r.Policy,
+		Attempts: len(r.Attempts), Origin: string(r.Decider),
+	}
+	if r.Route != nil {
+		h.Route = r.Route.Name
+		if h.Origin == "" {
+			h.Origin = string(r.Route.Origin)
+		}
+	}
+	if place := x.places[h.Origin]; place != nil {
+		h.Place = placeText(place)
+	}
+	x.world.hops = append(x.world.hops, h)
+}
+
+func flagNames(f record.Flags) []string {
+	text := f.String()
+	if text == "" || text == "-" {
+		return nil
+	}
+	return strings.Split(text, ",")
+}
+
+// outbound begins an exchange of the pod's own application with dst.
+func (x *proxy) outbound(conn *message.Conn, down message.Sender) message.Receiver {
+	listener := x.snap.OutboundListener(conn.OriginalDst)
+	if listener == nil {
+		return nil
+	}
+	return x.begin(listener, conn, down)
+}
+
+// begin matches a connection to a filter chain and starts an exchange; nil
+// means that the connection is closed.
+func (x *proxy) begin(listener *snapshot.Listener, conn *message.Conn, down message.Sender) message.Receiver {
+	chain := listener.Match(connInfo(conn))
+	if chain == nil || chain.HTTP == nil || (chain.TLS != nil) != (conn.TLS != nil) {
+		return nil
+	}
+	if chain.TLS != nil && !acceptsPeer(chain.TLS, conn.TLS) {
+		return nil
+	}
+	site := &stream.Site{Snapshot: x.snap, Listener: listener, Manager: chain.HTTP, Gateway: isGateway(x.pod)}
+	return x.env.New(site, down)
+}
+
+func connInfo(conn *message.Conn) snapshot.ConnInfo {
+	info := snapshot.ConnInfo{Destination: conn.OriginalDst, Source: conn.Remote, SNI: conn.SNI}
+	info.Transport, info.ALPN = snapshot.TransportRaw, []string{"http/1.1"}
+	if conn.TLS != nil {
+		info.Transport, info.ALPN = snapshot.TransportTLS, []string{"istio"}
+	}
+	return info
+}
+
+// acceptsPeer says whether a chain's validation takes the client's certificate.
+func acceptsPeer(d *snapshot.DownstreamTLS, info *message.TLSInfo) bool {
+	if len(info.PeerURISANs) == 0 {
+		return !d.RequireClientCert
+	}
+	return d.Validation == nil || matchesSAN(d.Validation, info.PeerURISANs[0])
+}
+
+func matchesSAN(v *snapshot.Validation, san string) bool {
+	if len(v.SANs) == 0 {
+		return true
+	}
+	for i := range v.SANs {
+		if v.SANs[i].MatchString(san) {
+			return true
+		}
+	}
+	return false
+}
+
+// resolve answers a name as the proxy's DNS server would: as written, then with
+// the search domains of the pod's namespace.
+func (x *proxy) resolve(host string) []netip.Addr {
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	table := x.names.GetTable()
+	ns := x.pod.namespace
+	for _, name := range []string{host, host + "." + ns + ".svc.cluster.local", host + ".svc.cluster.local", host + ".cluster.local"} {
+		if entry := table[name]; entry != nil {
+			return parseAddrs(entry.GetIps())
+		}
+	}
+	return nil
+}
+
+func parseAddrs(texts []string) []netip.Addr {
+	var out []netip.Addr
+	for _, t := range texts {
+		if a, err := netip.ParseAddr(t); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
