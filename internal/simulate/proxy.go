@@ -28,6 +28,9 @@ type proxy struct {
 
 func (w *World) startProxy(p *pod) error {
 	resources := translate.Build(w.mesh, w.node(p))
+	if w.mutate != nil {
+		w.mutate(resources)
+	}
 	snap, rejected := compile(resources)
 	var errs []error
 	for _, r := range rejected {
@@ -44,7 +47,7 @@ func (w *World) startProxy(p *pod) error {
 	w.nextID++
 	source := rand.New(rand.NewPCG(w.seed, w.nextID))
 	manager := upstream.NewManager(upstream.Options{
-		Clock: w.clock, Rand: source.Uint64, Dialer: &dialer{from: p, world: w}, Shared: newShared(),
+		Clock: w.clock, Rand: source.Uint64, Dialer: &dialer{from: p, world: w}, Shared: upstream.NewShared(),
 	})
 	manager.Apply(snap)
 	x.env = &stream.Env{Clock: w.clock, Rand: source, Upstream: manager, Recorder: x}

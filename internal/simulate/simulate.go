@@ -25,7 +25,6 @@ import (
 	"lateen.dev/lateen/internal/finding"
 	"lateen.dev/lateen/internal/proxy/clock"
 	"lateen.dev/lateen/internal/proxy/snapshot"
-	"lateen.dev/lateen/internal/proxy/upstream"
 	"lateen.dev/lateen/internal/resource"
 	"lateen.dev/lateen/internal/spiffe"
 )
@@ -106,6 +105,9 @@ type Options struct {
 	Seed uint64
 	// Now is the time of day at which the clock starts.
 	Now time.Time
+	// Mutate, if set, may damage what each proxy is sent: the mutation check
+	// demands that some scenario notices.
+	Mutate func(*translate.Resources)
 }
 
 // World is a mesh in which requests can be tried.
@@ -123,6 +125,7 @@ type World struct {
 	queue  []func()
 	hops   []Hop
 	nextID uint64
+	mutate func(*translate.Resources)
 }
 
 // pod is one pod, with its proxy if it has one.
@@ -141,7 +144,7 @@ func (p *pod) identity(trustDomain string) string {
 // pod that has a proxy. The error says which proxy refuses what it was sent.
 func New(o Options) (*World, error) {
 	w := &World{
-		app: o.App, clock: clock.NewManual(o.Now), rand: rand.New(rand.NewPCG(o.Seed, 2)), seed: o.Seed,
+		app: o.App, clock: clock.NewManual(o.Now), rand: rand.New(rand.NewPCG(o.Seed, 2)), seed: o.Seed, mutate: o.Mutate,
 		pods: map[string]*pod{}, byIP: map[netip.Addr]*pod{},
 	}
 	var accepted []*resource.Object
@@ -246,6 +249,3 @@ func (w *World) settle(done func() bool, limit time.Duration) {
 		w.clock.Advance(step)
 	}
 }
-
-// shared is the per-process state of a proxy's upstream managers.
-func newShared() *upstream.Shared { return upstream.NewShared() }

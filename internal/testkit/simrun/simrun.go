@@ -10,14 +10,18 @@ import (
 	"strings"
 	"time"
 
+	"lateen.dev/lateen/internal/control/translate"
 	"lateen.dev/lateen/internal/resource"
 	"lateen.dev/lateen/internal/simulate"
 	"lateen.dev/lateen/internal/testkit/scenario"
 )
 
 // Run carries out every call of a scenario and returns what was not as wanted.
-func Run(s *scenario.Scenario) []error {
-	world, app, err := build(s)
+func Run(s *scenario.Scenario) []error { return RunMutated(s, nil) }
+
+// RunMutated is Run with what each proxy is sent damaged by mutate.
+func RunMutated(s *scenario.Scenario, mutate func(*translate.Resources)) []error {
+	world, app, err := build(s, mutate)
 	if err != nil {
 		return []error{fmt.Errorf("%s: %w", s.Name, err)}
 	}
@@ -34,7 +38,7 @@ func Run(s *scenario.Scenario) []error {
 	return errs
 }
 
-func build(s *scenario.Scenario) (*simulate.World, *app, error) {
+func build(s *scenario.Scenario, mutate func(*translate.Resources)) (*simulate.World, *app, error) {
 	a := &app{pods: map[string]scenario.Workload{}, attempts: map[string]int{}, served: map[string]int{}}
 	var objects []*resource.Object
 	decode := func(name, text string) error {
@@ -57,7 +61,7 @@ func build(s *scenario.Scenario) (*simulate.World, *app, error) {
 	}
 	world, err := simulate.New(simulate.Options{
 		Objects: objects, App: a, Seed: 1, Now: time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC),
-		VIPs: map[string][]netip.Addr{},
+		VIPs: map[string][]netip.Addr{}, Mutate: mutate,
 	})
 	return world, a, err
 }
