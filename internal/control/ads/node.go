@@ -3,11 +3,11 @@ package ads
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 
 	corepb "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"lateen.dev/lateen/internal/spiffe"
 )
@@ -16,7 +16,7 @@ import (
 const maxNodeBytes = 256 << 10
 
 // Node is a proxy as it describes itself, after its identity was checked. It
-// does not change after ParseNode.
+// does not change after the stream was admitted.
 type Node struct {
 	// ID is the xDS node id, type~ip~name.namespace~domain.
 	ID string
@@ -24,21 +24,16 @@ type Node struct {
 	Role string
 	// Name is the pod's name.
 	Name, Namespace, ServiceAccount string
-	IPs                             []netip.Addr
-	Domain                          string
-	// Cluster is node.cluster, "app.namespace".
-	Cluster                 string
-	Region, Zone, SubZone   string
-	WorkloadName            string
-	ClusterID, MeshID       string
-	Labels                  map[string]string
-	Caps, Extensions        map[string]bool
-	Capture                 string
-	IstioVersion, UserAgent string
-	HTTP10                  bool
-	ProxyConfig             map[string]any
+	// Caps are the words of LATEEN_CAPS; empty for other proxies.
+	Caps map[string]bool
+	// Agent is the proxy's name and version, for people.
+	Agent string
 	// Identity is the SVID's; it is zero on the plaintext port.
 	Identity spiffe.ID
+	// Proto is the whole message.
+	Proto *corepb.Node
+	// View is what Options.Admit made of the node.
+	View any
 }
 
 // Key returns the name of the proxy in commands and status: pod.namespace.
@@ -67,31 +62,13 @@ func ParseNode(n *corepb.Node, id spiffe.ID) (*Node, error) {
 	if part[0] != "sidecar" && part[0] != "router" {
 		return nil, fmt.Errorf("read node %.256q: type %q is not served: want sidecar or router", n.GetId(), part[0])
 	}
-	m := n.GetMetadata().AsMap()
+	m := n.GetMetadata().GetFields()
 	out := &Node{
-		ID: n.GetId(), Role: part[0], Domain: part[3], Cluster: n.GetCluster(),
-		Region: n.GetLocality().GetRegion(), Zone: n.GetLocality().GetZone(), SubZone: n.GetLocality().GetSubZone(),
-		Namespace: text(m["NAMESPACE"]), ServiceAccount: text(m["SERVICE_ACCOUNT"]),
-		WorkloadName: text(m["WORKLOAD_NAME"]), ClusterID: text(m["CLUSTER_ID"]), MeshID: text(m["MESH_ID"]),
-		Labels: textMap(m["LABELS"]), Caps: words(m["LATEEN_CAPS"]),
-		IstioVersion: text(m["ISTIO_VERSION"]), UserAgent: userAgent(n, m),
-		HTTP10: text(m["HTTP10"]) == "1", Identity: id,
+		ID: n.GetId(), Role: part[0], Namespace: m["NAMESPACE"].GetStringValue(), ServiceAccount: m["SERVICE_ACCOUNT"].GetStringValue(),
+		Caps: words(m["LATEEN_CAPS"]), Agent: agent(n), Identity: id, Proto: n,
 	}
-	out.ProxyConfig, _ = m["PROXY_CONFIG"].(map[string]any)
 	if err := out.name(part[2]); err != nil {
 		return nil, err
-	}
-	if err := out.addresses(part[1], text(m["INSTANCE_IPS"])); err != nil {
-		return nil, err
-	}
-	if out.Capture = text(m["LATEEN_CAPTURE"]); out.Capture == "" {
-		out.Capture = strings.ToLower(text(m["INTERCEPTION_MODE"]))
-	}
-	if ext := n.GetExtensions(); len(ext) > 0 {
-		out.Extensions = make(map[string]bool, len(ext))
-		for _, e := range ext {
-			out.Extensions[e.GetName()] = true
-		}
 	}
 	return out, out.checkIdentity()
 }
@@ -112,20 +89,6 @@ func (n *Node) name(s string) error {
 	return nil
 }
 
-func (n *Node) addresses(inID, instanceIPs string) error {
-	if instanceIPs == "" {
-		instanceIPs = inID
-	}
-	for s := range strings.SplitSeq(instanceIPs, ",") {
-		ip, err := netip.ParseAddr(strings.TrimSpace(s))
-		if err != nil {
-			return fmt.Errorf("read node %.256q: address: %w", n.ID, err)
-		}
-		n.IPs = append(n.IPs, ip.Unmap())
-	}
-	return nil
-}
-
 func (n *Node) checkIdentity() error {
 	if !n.Authenticated() {
 		return nil
@@ -140,8 +103,8 @@ func (n *Node) checkIdentity() error {
 	return nil
 }
 
-func userAgent(n *corepb.Node, m map[string]any) string {
-	if v := text(m["LATEEN_VERSION"]); v != "" {
+func agent(n *corepb.Node) string {
+	if v := n.GetMetadata().GetFields()["LATEEN_VERSION"].GetStringValue(); v != "" {
 		return "lateen-proxy " + v
 	}
 	if v := n.GetUserAgentVersion(); v != "" {
@@ -153,38 +116,15 @@ func userAgent(n *corepb.Node, m map[string]any) string {
 	return n.GetUserAgentName()
 }
 
-func text(v any) string {
-	s, _ := v.(string)
-	return s
-}
-
-func textMap(v any) map[string]string {
-	m, _ := v.(map[string]any)
-	out := make(map[string]string, len(m))
-	for k, v := range m {
-		if s, ok := v.(string); ok {
-			out[k] = s
-		}
-	}
-	return out
-}
-
 // words reads a list of words, written as a list or separated by commas.
-func words(v any) map[string]bool {
+func words(v *structpb.Value) map[string]bool {
 	out := make(map[string]bool)
-	switch v := v.(type) {
-	case []any:
-		for _, e := range v {
-			if s, ok := e.(string); ok {
-				out[s] = true
-			}
-		}
-	case string:
-		for s := range strings.SplitSeq(v, ",") {
-			if s = strings.TrimSpace(s); s != "" {
-				out[s] = true
-			}
-		}
+	for _, e := range v.GetListValue().GetValues() {
+		out[e.GetStringValue()] = true
 	}
+	for s := range strings.SplitSeq(v.GetStringValue(), ",") {
+		out[strings.TrimSpace(s)] = true
+	}
+	delete(out, "")
 	return out
 }

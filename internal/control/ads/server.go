@@ -23,9 +23,11 @@ import (
 // elsewhere mean the defaults.
 type Options struct {
 	Generator Generator
-	// Authorize may refuse a node after its identity was checked, for example
-	// because its pod does not exist; its error is shown to the proxy.
-	Authorize func(*Node) error
+	// Admit is called for each stream after the node's identity was checked and
+	// the first Update has come; nil admits everybody. It may refuse the node
+	// (its error is shown to the proxy, as PermissionDenied if it is no gRPC
+	// status), and what it returns is kept as Node.View.
+	Admit func(*Node) (view any, err error)
 	Log       *slog.Logger
 	// Now is the clock; nil means the wall clock.
 	Now func() time.Time

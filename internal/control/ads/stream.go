@@ -128,15 +128,9 @@ func (s *service) serve(ctx context.Context, delta bool, recv func() (request, *
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	if auth := s.server.o.Authorize; auth != nil {
-		// What the answer depends on must have been read first.
-		if err := s.server.await(ctx); err != nil {
-			return err
-		}
-		if err := auth(node); err != nil {
-			s.server.o.Log.Warn("proxy refused", "node", node.ID, "identity", id.String(), "error", err)
-			return status.Error(codes.PermissionDenied, err.Error())
-		}
+	if err := s.server.admit(ctx, node); err != nil {
+		s.server.o.Log.Warn("proxy refused", "node", node.ID, "identity", id.String(), "error", err)
+		return err
 	}
 	st := &stream{
 		server: s.server, node: node, since: s.server.o.Now(), expiry: expiry,
@@ -147,7 +141,7 @@ func (s *service) serve(ctx context.Context, delta bool, recv func() (request, *
 		return err
 	}
 	defer s.server.remove(st)
-	st.log.Info("proxy connected", "role", node.Role, "delta", delta, "agent", node.UserAgent)
+	st.log.Info("proxy connected", "role", node.Role, "delta", delta, "agent", node.Agent)
 	defer st.log.Info("proxy disconnected")
 	return st.run(ctx, first, recv)
 }
@@ -169,6 +163,25 @@ func (s *service) identify(ctx context.Context) (spiffe.ID, time.Time, error) {
 		return spiffe.ID{}, time.Time{}, status.Error(codes.Unauthenticated, "configuration is served to holders of a certificate of this mesh only")
 	}
 	return spiffe.ID{}, time.Time{}, nil
+}
+
+// admit asks the hook once there is a configuration to judge by.
+func (s *Server) admit(ctx context.Context, n *Node) error {
+	if s.o.Admit == nil {
+		return nil
+	}
+	if err := s.await(ctx); err != nil {
+		return err
+	}
+	view, err := s.o.Admit(n)
+	if err == nil {
+		n.View = view
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(codes.PermissionDenied, err.Error())
 }
 
 // await blocks until the first Update.
