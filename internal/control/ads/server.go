@@ -28,7 +28,7 @@ type Options struct {
 	// (its error is shown to the proxy, as PermissionDenied if it is no gRPC
 	// status), and what it returns is kept as Node.View.
 	Admit func(*Node) (view any, err error)
-	Log       *slog.Logger
+	Log   *slog.Logger
 	// Now is the clock; nil means the wall clock.
 	Now func() time.Time
 	// AckTimeout is how long a push waits for the answer to the last one; 0
