@@ -73,6 +73,9 @@ type Bootstrap struct {
 	// connection to an address outside the node is dialled there. Empty means
 	// dial directly.
 	Egress string `json:"egress,omitempty"`
+	// Networks are the node's own networks (pods, services). With Egress set,
+	// any other address is dialled by the broker; loopback never is.
+	Networks []netip.Prefix `json:"networks,omitempty"`
 	// DNS is the upstream resolver (host:port) for names the mesh does not
 	// know. Empty means that such names do not resolve.
 	DNS string `json:"dns,omitempty"`
