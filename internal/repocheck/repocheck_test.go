@@ -53,6 +53,9 @@ func loadTree() []sourceFile {
 		if err != nil {
 			return err
 		}
+		if f.generator() {
+			return nil
+		}
 		files = append(files, f)
 		return nil
 	})
@@ -77,6 +80,18 @@ func parse(path, rel string) (sourceFile, error) {
 		f.imports = append(f.imports, p)
 	}
 	return f, nil
+}
+
+// generator says that the file is a program run by hand, not part of a package.
+func (f sourceFile) generator() bool {
+	for _, group := range f.ast.Comments {
+		for _, c := range group.List {
+			if c.Text == "//go:build ignore" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func within(pkg, dir string) bool { return pkg == dir || strings.HasPrefix(pkg, dir+"/") }
@@ -104,6 +119,8 @@ var typeHomes = []struct {
 }{
 	{"Kubernetes types", []string{"k8s.io/"}, []string{
 		"internal/resource", "internal/control/source", "internal/control/inject", "internal/local", "internal/deps",
+		// Judging an object needs the whole of it, Kubernetes kinds included.
+		"internal/control/validate",
 	}},
 	{"xDS types", []string{"github.com/envoyproxy/go-control-plane"}, []string{
 		"internal/control/translate", "internal/control/ads", "internal/proxy/xds", "internal/proxy/snapshot",
