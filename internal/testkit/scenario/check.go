@@ -77,10 +77,11 @@ var checks = map[string]func(string, Result) error{
 	"details": func(want string, r Result) error {
 		return contains("details", strings.Join(r.Details, " | "), unquote(want))
 	},
-	"route":  func(want string, r Result) error { return equal("route", r.Route, want) },
-	"origin": func(want string, r Result) error { return contains("origins", strings.Join(r.Origins, " | "), want) },
-	"takes":  checkTakes,
-	"error":  func(want string, r Result) error { return contains("error", r.Err, want) },
+	"route":    func(want string, r Result) error { return equal("route", r.Route, want) },
+	"origin":   func(want string, r Result) error { return contains("origins", strings.Join(r.Origins, " | "), want) },
+	"mirrored": checkMirrored,
+	"takes":    checkTakes,
+	"error":    func(want string, r Result) error { return contains("error", r.Err, want) },
 }
 
 // checkStatus reads "200", "200 from reviews-v2" or "200 from reviews-v1|reviews-v2".
