@@ -121,3 +121,19 @@ func (l *Loop) putInput(b []byte) {
 		}
 	}
 }
+
+// Borrow lends a buffer of length 0 with room for at least n bytes; give it
+// back with Return when it is empty. Loop only.
+func (l *Loop) Borrow(n int) []byte { return l.getInput(n) }
+
+// Return takes a borrowed buffer back. Loop only.
+func (l *Loop) Return(b []byte) { l.putInput(b) }
+
+// Scratch is one 64 KiB buffer of the loop for layers between connection and
+// codec; what is in it does not outlive the current call. Loop only.
+func (l *Loop) Scratch() []byte {
+	if l.scratch == nil {
+		l.scratch = make([]byte, readSize)
+	}
+	return l.scratch
+}

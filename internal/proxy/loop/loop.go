@@ -102,6 +102,7 @@ type Loop struct {
 	later, laterSpare   []func()
 
 	readBuf        []byte
+	scratch        []byte
 	iov            []unix.Iovec
 	freeChunks     *chunk
 	freeChunkCount int
