@@ -139,6 +139,11 @@ func (s *Server) Drain() {
 	}
 }
 
+// Last makes the exchange in flight, or else the next one, the last: its
+// response says "connection: close". An idle connection stays open until then,
+// so that a request already on its way is served.
+func (s *Server) Last() { s.drain = true }
+
 // Idle says that no exchange is in flight.
 func (s *Server) Idle() bool { return s.r == nil }
 
