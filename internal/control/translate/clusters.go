@@ -82,6 +82,8 @@ func (b *builder) passthrough(name string) *clusterpb.Cluster {
 		ClusterDiscoveryType: &clusterpb.Cluster_Type{Type: clusterpb.Cluster_ORIGINAL_DST},
 		LbPolicy:             clusterpb.Cluster_CLUSTER_PROVIDED,
 		CircuitBreakers:      breakers(nil, nil),
+
+		UpstreamConnectionOptions: keepalive(b.m.Config.GetTcpKeepalive(), nil),
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptionsName: pack(&httppb.HttpProtocolOptions{
 			CommonHttpProtocolOptions: &corepb.HttpProtocolOptions{IdleTimeout: durationpb.New(300 * time.Second)},
 			UpstreamProtocolOptions:   downstreamProtocol(&corepb.Http2ProtocolOptions{}),
@@ -174,8 +176,8 @@ func (b *builder) setDiscovery(c *clusterpb.Cluster, s *mesh.Service, p mesh.Por
 		kind = clusterpb.Cluster_LOGICAL_DNS
 	case mesh.Passthrough:
 		// Gateways receive nothing by capture, so there is no original
-		// destination: headless services are balanced there.
-		if !b.n.router() || s.Registry == mesh.External {
+		// destination: what endpoints are known is balanced there.
+		if !b.n.router() {
 			kind = clusterpb.Cluster_ORIGINAL_DST
 		}
 	}
@@ -189,11 +191,11 @@ func (b *builder) setDiscovery(c *clusterpb.Cluster, s *mesh.Service, p mesh.Por
 	case clusterpb.Cluster_EDS:
 		c.EdsClusterConfig = &clusterpb.Cluster_EdsClusterConfig{EdsConfig: adsSource(), ServiceName: c.GetName()}
 	default:
-		b.setDNS(c, s, p, subset)
+		b.setDNS(c, s, p, subset, policy)
 	}
 }
 
-func (b *builder) setDNS(c *clusterpb.Cluster, s *mesh.Service, p mesh.Port, subset mesh.Subset) {
+func (b *builder) setDNS(c *clusterpb.Cluster, s *mesh.Service, p mesh.Port, subset mesh.Subset, policy *networkingpb.TrafficPolicy) {
 	c.DnsRefreshRate = b.m.Config.GetDnsRefreshRate()
 	c.RespectDnsTtl = true
 	c.DnsJitter = durationpb.New(100 * time.Millisecond)
@@ -217,9 +219,7 @@ func (b *builder) setDNS(c *clusterpb.Cluster, s *mesh.Service, p mesh.Port, sub
 	locality.Locality = &corepb.Locality{}
 	var weight uint32
 	for _, e := range b.selected(s, p, subset) {
-		lb := b.lbEndpoint(e)
-		lb.HealthStatus = corepb.HealthStatus_UNKNOWN
-		locality.LbEndpoints = append(locality.LbEndpoints, lb)
+		locality.LbEndpoints = append(locality.LbEndpoints, b.lbEndpoint(e, policy))
 		weight += e.Weight
 	}
 	load := &endpointpb.ClusterLoadAssignment{ClusterName: c.GetName()}

@@ -27,7 +27,11 @@ func (b *builder) endpoints(s *mesh.Service, p mesh.Port, subset mesh.Subset, po
 			groups[e.Locality] = g
 			order = append(order, e.Locality)
 		}
-		g.LbEndpoints = append(g.LbEndpoints, b.lbEndpoint(e))
+		lb := b.lbEndpoint(e, policy)
+		if s.Registry == mesh.Kubernetes {
+			lb.HealthStatus = corepb.HealthStatus_HEALTHY // by its readiness probe
+		}
+		g.LbEndpoints = append(g.LbEndpoints, lb)
 		g.LoadBalancingWeight.Value += e.Weight
 	}
 	slices.SortFunc(order, func(x, y mesh.Locality) int {
@@ -72,18 +76,20 @@ func (b *builder) setPriorities(groups map[mesh.Locality]*endpointpb.LocalityLbE
 	}
 }
 
-func (b *builder) lbEndpoint(e *mesh.Endpoint) *endpointpb.LbEndpoint {
+// lbEndpoint makes one endpoint. It is labelled for mutual TLS if it accepts it
+// and no rule of the client asks for something else.
+func (b *builder) lbEndpoint(e *mesh.Endpoint, policy *networkingpb.TrafficPolicy) *endpointpb.LbEndpoint {
 	md := map[string]*structpb.Struct{"istio": {Fields: map[string]*structpb.Value{
 		"workload": structpb.NewStringValue(b.workloadText(e)),
 	}}}
-	if e.MTLS && b.autoMTLS() {
+	tls := policy.GetTls()
+	if e.MTLS && b.autoMTLS() && (tls == nil || tls.GetMode() == networkingpb.ClientTLSSettings_ISTIO_MUTUAL) {
 		md["envoy.transport_socket_match"] = &structpb.Struct{Fields: map[string]*structpb.Value{
 			"tlsMode": structpb.NewStringValue("istio"),
 		}}
 	}
 	return &endpointpb.LbEndpoint{
 		HostIdentifier:      &endpointpb.LbEndpoint_Endpoint{Endpoint: &endpointpb.Endpoint{Address: endpointAddress(e)}},
-		HealthStatus:        corepb.HealthStatus_HEALTHY,
 		LoadBalancingWeight: wrapperspb.UInt32(e.Weight),
 		Metadata:            &corepb.Metadata{FilterMetadata: md},
 	}

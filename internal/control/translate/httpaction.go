@@ -41,7 +41,6 @@ func (b *builder) setAction(out *routepb.Route, in *networkingpb.HTTPRoute, at r
 	a := &routepb.RouteAction{
 		Timeout:        timeout,
 		MaxGrpcTimeout: timeout, //nolint:staticcheck // what Istio sends
-		RetryPolicy:    b.retryPolicy(in.GetRetries()),
 	}
 	if _, _, host := headerOps(in.GetHeaders().GetRequest()); host != "" {
 		a.HostRewriteSpecifier = &routepb.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host}
@@ -60,6 +59,7 @@ func (b *builder) setAction(out *routepb.Route, in *networkingpb.HTTPRoute, at r
 	}
 	b.setMirrors(a, in, at)
 	b.setDestinations(out, a, in, at)
+	a.RetryPolicy = b.retryPolicy(in.GetRetries(), len(a.GetHashPolicy()) > 0)
 	out.Action = &routepb.Route_Route{Route: a}
 }
 
@@ -157,8 +157,9 @@ func (b *builder) hashPolicy(s *mesh.Service, subset string, port uint16) []*rou
 }
 
 // retryPolicy translates retries; nil means the mesh's default, and zero
-// attempts mean none.
-func (b *builder) retryPolicy(in *networkingpb.HTTPRetry) *routepb.RetryPolicy {
+// attempts mean none. Where requests are hashed to endpoints a retry goes to the
+// same one again, unless told otherwise.
+func (b *builder) retryPolicy(in *networkingpb.HTTPRetry, hashed bool) *routepb.RetryPolicy {
 	if in == nil {
 		in = b.m.Config.GetDefaultHttpRetryPolicy()
 	}
@@ -168,7 +169,11 @@ func (b *builder) retryPolicy(in *networkingpb.HTTPRetry) *routepb.RetryPolicy {
 	out := &routepb.RetryPolicy{
 		RetryOn: defaultRetryOn, NumRetries: wrapperspb.UInt32(2), HostSelectionRetryMaxAttempts: 5,
 	}
-	if in == nil || in.GetRetryIgnorePreviousHosts() == nil || in.GetRetryIgnorePreviousHosts().GetValue() {
+	avoid := !hashed
+	if v := in.GetRetryIgnorePreviousHosts(); v != nil {
+		avoid = v.GetValue()
+	}
+	if avoid {
 		out.RetryHostPredicate = []*routepb.RetryPolicy_RetryHostPredicate{{
 			Name: "envoy.retry_host_predicates.previous_hosts",
 			ConfigType: &routepb.RetryPolicy_RetryHostPredicate_TypedConfig{

@@ -9,6 +9,7 @@ import (
 	listenerpb "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	httpinspectorpb "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	tcppb "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	networkingpb "istio.io/api/networking/v1alpha3"
 
@@ -242,7 +243,7 @@ func (b *builder) tcpRoute(v *mesh.VirtualService, routes []*networkingpb.RouteD
 func (o *outbound) listener(name string, l *outboundListener) *listenerpb.Listener {
 	out := &listenerpb.Listener{
 		Name: name, TrafficDirection: corepb.TrafficDirection_OUTBOUND,
-		ContinueOnListenerFiltersTimeout: true, ListenerFiltersTimeout: o.b.detectionTimeout(),
+		ContinueOnListenerFiltersTimeout: true, ListenerFiltersTimeout: durationpb.New(0),
 	}
 	o.b.setAddresses(out, l.addresses, l.port)
 	if o.b.n.capturing() {
@@ -261,6 +262,7 @@ func (o *outbound) listener(name string, l *outboundListener) *listenerpb.Listen
 		}
 		out.FilterChains = append(out.FilterChains, chain)
 		if chain.FilterChainMatch != nil {
+			out.ListenerFiltersTimeout = o.b.detectionTimeout()
 			out.ListenerFilters = append(out.ListenerFilters,
 				listenerFilter("envoy.filters.listener.http_inspector", &httpinspectorpb.HttpInspector{}))
 		}

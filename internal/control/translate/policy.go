@@ -129,7 +129,7 @@ func (b *builder) setPoolFor(c *clusterpb.Cluster, p mesh.Port, policy *networki
 				ProtocolConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: h2},
 			},
 		}
-	case outbound && (p.Protocol == mesh.Auto || p.Protocol.IsHTTP() && pool.GetHttp().GetUseClientProtocol()):
+	case outbound && (p.Protocol == mesh.Auto && !b.n.router() || p.Protocol.IsHTTP() && pool.GetHttp().GetUseClientProtocol()):
 		options.UpstreamProtocolOptions = downstreamProtocol(&corepb.Http2ProtocolOptions{})
 	case common != nil:
 		options.UpstreamProtocolOptions = http1Only()

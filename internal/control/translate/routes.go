@@ -149,6 +149,7 @@ func (b *builder) httpServices() []*mesh.VirtualService {
 // defaultRoute leads everything to a service's cluster.
 func (b *builder) defaultRoute(s *mesh.Service, port uint16) *routepb.Route {
 	cluster := clusterName(port, "", s.Host)
+	hash := b.hashPolicy(s, "", port)
 	return &routepb.Route{
 		Name: "default", Match: prefixMatch("/"),
 		Decorator: &routepb.Decorator{Operation: s.Host + ":" + itoa(port) + "/*"},
@@ -157,8 +158,8 @@ func (b *builder) defaultRoute(s *mesh.Service, port uint16) *routepb.Route {
 			ClusterSpecifier: &routepb.RouteAction_Cluster{Cluster: cluster},
 			Timeout:          durationpb.New(0),
 			MaxGrpcTimeout:   durationpb.New(0), //nolint:staticcheck // what Istio sends
-			RetryPolicy:      b.retryPolicy(nil),
-			HashPolicy:       b.hashPolicy(s, "", port),
+			RetryPolicy:      b.retryPolicy(nil, len(hash) > 0),
+			HashPolicy:       hash,
 		}},
 	}
 }

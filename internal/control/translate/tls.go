@@ -211,7 +211,7 @@ func (b *builder) setClientTLS(c *clusterpb.Cluster, p mesh.Port, policy *networ
 		}
 	}
 	if !s.GetInsecureSkipVerify().GetValue() {
-		roots := agentSecret("file-root:system")
+		roots := fileSecret("file-root:system")
 		switch {
 		case credential != "" && b.n.router():
 			roots = gatewaySecret(credential + "-cacert")
