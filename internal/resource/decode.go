@@ -222,3 +222,26 @@ func syntaxFinding(t *Text, d span, err error) finding.Finding {
 	}
 	return finding.New(finding.Syntax, finding.Object{}, "", pos, "not valid YAML: "+text).WithHint("%s", hint)
 }
+
+// Document is one parsed document of a text.
+type Document struct {
+	Root *yaml.Node
+	// Start and End are its bytes, its marker included.
+	Start, End int
+}
+
+// DocumentAt returns the document that a line belongs to; false if it does not
+// parse.
+func DocumentAt(t *Text, line int) (Document, bool) {
+	for _, d := range documents(t) {
+		if line < d.line || t.LineStart(line) >= d.end {
+			continue
+		}
+		root, err := parse(t, d)
+		if err != nil || root == nil {
+			return Document{}, false
+		}
+		return Document{Root: root, Start: d.start, End: d.end}, true
+	}
+	return Document{}, false
+}

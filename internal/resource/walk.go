@@ -268,8 +268,14 @@ func (w *walker) unknown(key *yaml.Node, s shape, path string) {
 	}
 	if below := whereBelongs(s, name); below != "" {
 		full := joinPath(path, below)
-		w.report(finding.Misplaced, at, key, fmt.Sprintf("move it to %s", strings.ReplaceAll(full, "[]", "[0]")),
-			"field %q does not belong in %s but in %s; as written it has no effect", name, in, strings.TrimSuffix(full, "."+name))
+		home := strings.TrimSuffix(full, "."+name)
+		hint := fmt.Sprintf("move it into %s", home)
+		if list, each := strings.CutSuffix(home, "[]"); each {
+			home = "the entries of " + list
+			hint = fmt.Sprintf("move it into the entries it is for, for example %s", strings.ReplaceAll(full, "[]", "[0]"))
+		}
+		w.report(finding.Misplaced, at, key, hint,
+			"field %q does not belong in %s but in %s; as written it has no effect", name, in, home)
 		return
 	}
 	if elsewhere := whereBelongs(w.root, name); elsewhere != "" {
