@@ -92,8 +92,19 @@ type Bootstrap struct {
 	// DrainSeconds bounds how long a terminating proxy serves what is in
 	// flight; 0 means 5.
 	DrainSeconds int `json:"drainSeconds,omitempty"`
+	// Ports replaces the well-known ports of the proxy's own servers; nil keeps
+	// them. A port of -1 switches that server off.
+	Ports *Ports `json:"ports,omitempty"`
 	// LogLevel is debug, info, warn or error; empty means info.
 	LogLevel string `json:"logLevel,omitempty"`
+}
+
+// Ports are where the proxy's own servers listen; 0 means the well-known port.
+type Ports struct {
+	Admin      int `json:"admin,omitempty"`
+	Ready      int `json:"ready,omitempty"`
+	Prometheus int `json:"prometheus,omitempty"`
+	DNS        int `json:"dns,omitempty"`
 }
 
 // Node is the xDS node (envoy.config.core.v3.Node). Metadata uses Istio's keys

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"lateen.dev/lateen/internal/proxy/mtls"
 	"lateen.dev/lateen/internal/proxy/snapshot"
 	"lateen.dev/lateen/internal/spiffe"
 )
@@ -180,7 +181,7 @@ func (s *Store) serverConfig(d *snapshot.DownstreamTLS) (*tls.Config, error) {
 	if v := d.Validation; v != nil {
 		mesh := v.RootSecret == RootCA
 		if mesh {
-			c.MinVersion = tls.VersionTLS13
+			mtls.Mesh(c)
 		}
 		if c.ClientCAs = s.roots(v); c.ClientCAs == nil {
 			return nil, fmt.Errorf("secret %q has not arrived", v.RootSecret)
@@ -226,7 +227,7 @@ func (s *Store) ClientConfig(u *snapshot.UpstreamTLS, host string, http bool) *t
 		c.ServerName = host
 	}
 	if u.Mesh {
-		c.MinVersion = tls.VersionTLS13
+		mtls.Mesh(c)
 		if http {
 			c.NextProtos = []string{"istio-http/1.1", "istio", "http/1.1"}
 			if s.o.HTTP2 {

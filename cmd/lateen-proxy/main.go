@@ -1,0 +1,60 @@
+// Command lateen-proxy is the data plane of Lateen: sidecar and gateway. It is
+// told everything by one bootstrap message and is started by the local cluster
+// or an injected pod, seldom by hand.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"lateen.dev/lateen/internal/bootstrap"
+	"lateen.dev/lateen/internal/proxy/agent"
+	"lateen.dev/lateen/internal/version"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "lateen-proxy:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	flags := flag.NewFlagSet("lateen-proxy", flag.ExitOnError)
+	file := flags.String("bootstrap", "", "read the bootstrap message from this `file`")
+	fd := flags.Int("bootstrap-fd", -1, "read it from this open `descriptor`")
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: lateen-proxy --bootstrap FILE | --bootstrap-fd N | version")
+		flags.PrintDefaults()
+	}
+	_ = flags.Parse(args) // ExitOnError
+	if flags.Arg(0) == "version" {
+		fmt.Println("lateen-proxy", version.Version)
+		return nil
+	}
+	in := os.NewFile(uintptr(*fd), "bootstrap")
+	if *file != "" {
+		var err error
+		if in, err = os.Open(*file); err != nil {
+			return fmt.Errorf("read bootstrap: %w", err)
+		}
+	}
+	data, err := io.ReadAll(in) // a nil file answers with an error
+	if err != nil {
+		return fmt.Errorf("read bootstrap: %w (give --bootstrap FILE or --bootstrap-fd N)", err)
+	}
+	in.Close()
+	b, err := bootstrap.Parse(data)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return agent.Run(ctx, b, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: agent.Level(b)})))
+}
