@@ -60,7 +60,8 @@ type Conn struct {
 	redeliver   bool // kept input is to be delivered again
 	delivering  bool
 	sawHup      bool // FIN or error is behind the input: read to the end
-	eof         bool
+	eof         bool // FIN was read
+	eofTold     bool // and the handler knows
 	blocked     bool // the kernel's send buffer is full
 	wantFin     bool
 	finSent     bool
@@ -112,9 +113,10 @@ func (c *Conn) Conn() *message.Conn { return &c.info }
 
 // SetHandler installs the consumer of the input. Input that a previous handler
 // left unconsumed is delivered to h: at once when the call comes out of
-// OnBytes, else in this round or the next.
+// OnBytes, else in this round or the next. So is a FIN that came already.
 func (c *Conn) SetHandler(h message.TransportHandler) {
 	c.h = h
+	c.eofTold = false
 	if c.delivering {
 		return
 	}
@@ -157,7 +159,7 @@ func (c *Conn) resume() {
 		return
 	}
 	c.redeliver = len(c.in) > 0
-	if c.redeliver || c.readPending {
+	if c.redeliver || c.readPending || c.eof && !c.eofTold {
 		c.queueReady()
 	}
 }
@@ -204,6 +206,10 @@ func (c *Conn) readable() {
 	if c.redeliver && c.canRead() {
 		c.redeliver = false
 		c.deliver(c.in, true)
+	}
+	if c.eof && !c.eofTold && c.canRead() {
+		c.tellEOF()
+		return
 	}
 	budget := c.l.opts.WorkCap
 	for c.readPending && c.canRead() && !c.eof {
@@ -306,9 +312,21 @@ func (c *Conn) onEOF() {
 		c.fail(c.err)
 		return
 	}
-	c.h.OnEOF()
-	if c.finSent && c.state == stateOpen {
+	if c.canRead() {
+		c.tellEOF()
+	}
+}
+
+func (c *Conn) tellEOF() {
+	c.eofTold = true
+	h := c.h
+	h.OnEOF()
+	switch {
+	case c.state != stateOpen:
+	case c.finSent:
 		c.fail(nil)
+	case c.h != h && !c.eofTold:
+		c.queueReady() // the new handler has not heard it
 	}
 }
 

@@ -61,8 +61,6 @@ type Stats struct {
 	Accepted, AcceptErrors, Panics atomic.Uint64
 	// Conns is the number of open connections, both directions.
 	Conns atomic.Int64
-	// BusyPermille is the share of the last second that the loop spent working.
-	BusyPermille atomic.Int64
 }
 
 // source is something that epoll reports events for.
@@ -107,8 +105,6 @@ type Loop struct {
 	freeChunks     *chunk
 	freeChunkCount int
 	freeInput      [len(inputClasses)][][]byte
-
-	busyNS, busyFrom, busyWindow int64
 
 	mu     sync.Mutex
 	posted []func()
@@ -273,26 +269,12 @@ func (l *Loop) wait() (int, error) {
 		// Rounded up, so that the tick has really come when the wait is over.
 		timeout = int(max(at-l.now+int64(time.Millisecond)-1, 0) / int64(time.Millisecond))
 	}
-	l.account()
 	n, err := unix.EpollWait(l.ep, l.events, timeout)
 	l.tick()
-	l.busyFrom = l.now
 	if err == unix.EINTR {
 		return 0, nil
 	}
 	return n, err
-}
-
-// account keeps BusyPermille: time between two waits counts as work.
-func (l *Loop) account() {
-	end := int64(time.Since(l.base))
-	l.busyNS += end - l.busyFrom
-	l.busyFrom = end
-	const window = int64(time.Second)
-	if span := end - l.busyWindow; span >= window {
-		l.stats.BusyPermille.Store(l.busyNS * 1000 / span)
-		l.busyNS, l.busyWindow = 0, end
-	}
 }
 
 // round is one batch: events, then what they led to, then one write each.

@@ -343,6 +343,43 @@ func TestConn_unconsumedInputGoesToTheNextHandler(t *testing.T) {
 	}
 }
 
+// late replaces itself by next when it hears of the FIN.
+type late struct {
+	c    *Conn
+	next message.TransportHandler
+}
+
+func (h *late) OnBytes([]byte) int { return 0 }
+func (h *late) OnEOF()             { h.c.SetHandler(h.next) }
+func (h *late) OnDrained()         {}
+func (h *late) OnClosed(error)     {}
+
+func TestConn_finIsToldToTheNextHandlerAfterTheInput(t *testing.T) {
+	l := startLoop(t, Options{})
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[1])
+	on(l, func() {
+		c, err := l.Adopt(pair[0], message.Conn{})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		c.SetHandler(&late{c, &echo{c: c, closed: make(chan error, 1)}})
+	})
+	_, _ = unix.Write(pair[1], []byte("short"))
+	_ = unix.Shutdown(pair[1], unix.SHUT_WR)
+	buf := make([]byte, 10)
+	if n, err := unix.Read(pair[1], buf); string(buf[:max(n, 0)]) != "short" {
+		t.Errorf("echoed %q, %v", buf[:max(n, 0)], err)
+	}
+	if n, err := unix.Read(pair[1], buf); n != 0 || err != nil {
+		t.Errorf("after the echo: %d, %v; want FIN", n, err)
+	}
+}
+
 func TestListener_shedsAndRecoversWhenDescriptorsRunOut(t *testing.T) {
 	l := startLoop(t, Options{})
 	addr, _ := serveEcho(t, l, false)

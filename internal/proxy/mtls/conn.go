@@ -43,6 +43,7 @@ type Conn struct {
 	redeliver  bool
 	scheduled  bool
 	eof        bool // close_notify came
+	eofTold    bool // and the codec knows
 	finSent    bool
 	closing    bool
 }
@@ -112,6 +113,7 @@ func (t *Conn) Conn() *message.Conn { return &t.info }
 // this round.
 func (t *Conn) SetHandler(h message.TransportHandler) {
 	t.h = h
+	t.eofTold = false
 	if t.processing {
 		return // deliver sees the new handler
 	}
@@ -161,7 +163,7 @@ func (t *Conn) process() {
 		t.deliver(t.kept)
 	}
 	buf := t.c.Loop().Scratch()
-	for t.canRead() && !t.eof {
+	for t.canRead() && !t.eofTold {
 		if t.readErr != nil {
 			t.readEnded()
 			break
@@ -249,7 +251,7 @@ func (t *Conn) readEnded() {
 	case t.raw.sawFIN:
 		t.fail(ErrTruncated)
 	default:
-		t.eof = true
+		t.eof, t.eofTold = true, true
 		t.h.OnEOF()
 		if t.finSent {
 			t.Close()
