@@ -125,11 +125,9 @@ func (a *acceptor) checkTrustDomain(o *resource.Object) (finding.Finding, bool) 
 	if td := mc.GetTrustDomain(); td == "" || td == a.trustDomain {
 		return finding.Finding{}, false
 	}
-	return finding.Finding{
-		Code: codeTrustDomain, Severity: finding.Error, Object: o.Object(), Path: resource.MeshConfigPath, Pos: o.Pos(resource.MeshConfigPath),
-		Message: fmt.Sprintf("trust domain %q differs from %q, in which this mesh issues certificates", mc.GetTrustDomain(), a.trustDomain),
-		Hint:    "restart with this trust domain and a new data directory, or change it back",
-	}, true
+	return finding.Newf(finding.TrustDomainFixed, o.Object(), resource.MeshConfigPath, o.Pos(resource.MeshConfigPath),
+		"trust domain %q differs from %q, in which this mesh issues certificates", mc.GetTrustDomain(), a.trustDomain).
+		WithHint("restart with this trust domain and a new data directory, or change it back"), true
 }
 
 // save writes the configured objects in force, if they differ from what was

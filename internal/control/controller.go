@@ -15,6 +15,7 @@ import (
 	networkingpb "istio.io/api/networking/v1alpha3"
 
 	"lateen.dev/lateen/internal/control/ads"
+	"lateen.dev/lateen/internal/control/analyze"
 	"lateen.dev/lateen/internal/control/ca"
 	"lateen.dev/lateen/internal/control/mesh"
 	"lateen.dev/lateen/internal/control/source/file"
@@ -188,7 +189,7 @@ func (c *controller) rebuild() {
 	hosts, err := c.address(force)
 	if err != nil {
 		c.log.Error("service addresses", "error", err)
-		findings = append(findings, finding.Finding{Code: codeAddresses, Severity: finding.Error, Message: err.Error()})
+		findings = append(findings, finding.New(finding.AddressesFull, finding.Object{}, "", finding.Position{}, err.Error()))
 	}
 
 	next := &View{Objects: force, Local: make(map[resource.Key]*resource.Object, len(c.local)), Findings: findings}
@@ -208,7 +209,7 @@ func (c *controller) rebuild() {
 	default:
 		next.Revision = prev.Revision
 	}
-	finding.Sort(next.Findings)
+	next.Findings = tidy(next.Findings)
 	c.current.Store(next)
 	c.tellWatchers(prev, next)
 	c.push(next, diff)
@@ -216,6 +217,7 @@ func (c *controller) rebuild() {
 	if err := c.acceptor.save(accepted); err != nil {
 		c.log.Error("last good versions are not kept over a restart", "error", err)
 	}
+	c.analyze(next)
 	if changed {
 		c.log.Info("configuration in force", "revision", next.Revision, "objects", len(force), "local", len(c.local),
 			"findings", len(c.current.Load().Findings), "took", built)
@@ -269,6 +271,29 @@ func (c *controller) push(v *View, diff mesh.Diff) {
 	})
 }
 
+// analyze adds what the rules over the whole mesh say to the view in force.
+func (c *controller) analyze(v *View) {
+	objects := make([]*resource.Object, 0, len(v.Objects))
+	for _, k := range slices.SortedFunc(maps.Keys(v.Objects), compareKeys) {
+		objects = append(objects, v.Objects[k])
+	}
+	full := *v
+	if c.safely("analyze the mesh", func() {
+		full.Findings = tidy(slices.Concat(v.Findings, analyze.Run(v.Mesh, objects)))
+	}) {
+		c.current.Store(&full)
+	}
+}
+
+// tidy sorts findings and drops repetitions: the mesh configuration is read by
+// validation and by the model.
+func tidy(fs []finding.Finding) []finding.Finding {
+	finding.Sort(fs)
+	return slices.CompactFunc(fs, func(a, b finding.Finding) bool {
+		return a.Code == b.Code && a.Object == b.Object && a.Path == b.Path && a.Pos == b.Pos && a.Message == b.Message
+	})
+}
+
 // safely runs f and turns a panic, which only a mistake of ours can be, into a
 // log line and false: the control plane goes on with what it had.
 func (c *controller) safely(what string, f func()) (ok bool) {
@@ -289,11 +314,9 @@ func (c *controller) shadowed() []finding.Finding {
 		if hidden == nil {
 			continue
 		}
-		out = append(out, finding.Finding{
-			Code: codeShadowed, Severity: finding.Warning, Object: o.Object(), Path: "metadata.name", Pos: hidden.Pos("metadata.name"),
-			Message: fmt.Sprintf("%v was applied, and is now also defined at %v, which holds", o.Key, o.Pos("metadata.name")),
-			Hint:    "remove the file of the applied one, " + c.applied.path(o.Key),
-		})
+		out = append(out, finding.Newf(finding.AppliedHidden, o.Object(), "metadata.name", hidden.Pos("metadata.name"),
+			"%v was applied, and is now also defined at %v, which holds", o.Key, o.Pos("metadata.name")).
+			WithHint("remove the file of the applied one, %s", c.applied.path(o.Key)))
 	}
 	return out
 }

@@ -13,13 +13,6 @@ const rootNamespace = "istio-system"
 // sourceDefault is the Source of objects that nobody wrote.
 const sourceDefault = "default"
 
-// Codes of findings that only a running control plane makes.
-const (
-	codeTrustDomain = "LAT0601"
-	codeShadowed    = "LAT0602"
-	codeAddresses   = "LAT0603"
-)
-
 // defaults makes what a cluster would have: every namespace that something is
 // in, with its service account "default". The namespace "default" counts as
 // labelled for injection; that is the first step of Istio's quick start.

@@ -145,6 +145,13 @@ const (
 	CollectorMemory     = "LAT0512"
 )
 
+// Codes that only a running control plane finds.
+const (
+	TrustDomainFixed = "LAT0601"
+	AppliedHidden    = "LAT0602"
+	AddressesFull    = "LAT0603"
+)
+
 // Codes returns the registry of all codes, in order.
 func Codes() []Code {
 	var all []Code
@@ -154,5 +161,14 @@ func Codes() []Code {
 	all = append(all, securityCodes()...)
 	all = append(all, telemetryCodes()...)
 	all = append(all, workloadCodes()...)
-	return append(all, collectorCodes()...)
+	all = append(all, collectorCodes()...)
+	return append(all, controlCodes()...)
+}
+
+func controlCodes() []Code {
+	return []Code{
+		{TrustDomainFixed, Error, "", "trust domain of a running mesh changed", "Certificates are issued in the trust domain the mesh was started with. Restart with a new data directory to change it."},
+		{AppliedHidden, Warning, "", "applied object hidden by a file", "An object that was applied is now also defined in a watched file, which holds."},
+		{AddressesFull, Error, "", "no addresses left for services", "The prefixes from which Services and ServiceEntry hosts get addresses are used up. Give larger ones."},
+	}
 }
