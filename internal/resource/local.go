@@ -15,4 +15,7 @@ type LocalClusterSpec struct {
 	// Images maps the image names of containers to programs: a path, relative to
 	// the file it stands in, or a name looked up in PATH.
 	Images map[string]string `json:"images,omitempty"`
+	// HostPorts are TCP ports of the machine's own loopback that pods reach as
+	// host.lateen.internal. None is reachable unless it is listed.
+	HostPorts []uint16 `json:"hostPorts,omitempty"`
 }
