@@ -13,6 +13,8 @@ import (
 	"fmt"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"lateen.dev/lateen/internal/local/wire"
 )
 
@@ -105,6 +107,10 @@ func Dial(ctx context.Context, socketPath, network, addr string) (int, error) {
 	if len(fds) != 1 {
 		wire.CloseAll(fds)
 		return -1, errors.New("egress to " + addr + ": the broker answered without a descriptor")
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		wire.CloseAll(fds)
+		return -1, fmt.Errorf("egress to %s: %w", addr, err)
 	}
 	return fds[0], nil
 }

@@ -344,8 +344,12 @@ type Namespace struct {
 type ServiceEntry struct {
 	Metadata Metadata `json:"metadata"`
 	Spec     struct {
-		Hosts     []string `json:"hosts"`
-		Addresses []string `json:"addresses,omitempty"`
+		Hosts      []string `json:"hosts"`
+		Addresses  []string `json:"addresses,omitempty"`
+		Resolution string   `json:"resolution,omitempty"`
+		Endpoints  []struct {
+			Address string `json:"address"`
+		} `json:"endpoints,omitempty"`
 	} `json:"spec"`
 }
 
@@ -428,4 +432,44 @@ func Decode[T any](data json.RawMessage) (*T, error) {
 		return nil, fmt.Errorf("decode %T: %w", *v, err)
 	}
 	return v, nil
+}
+
+// EndpointSlice is the part of a discovery.k8s.io/v1 EndpointSlice that the
+// supervisor writes.
+type EndpointSlice struct {
+	TypeMeta
+	Metadata    Metadata       `json:"metadata"`
+	AddressType string         `json:"addressType"`
+	Endpoints   []Endpoint     `json:"endpoints"`
+	Ports       []EndpointPort `json:"ports"`
+}
+
+// Endpoint is a discovery.k8s.io/v1 Endpoint.
+type Endpoint struct {
+	Addresses  []string           `json:"addresses"`
+	Conditions EndpointConditions `json:"conditions"`
+	TargetRef  ObjectReference    `json:"targetRef"`
+	NodeName   string             `json:"nodeName"`
+}
+
+// EndpointConditions is a discovery.k8s.io/v1 EndpointConditions.
+type EndpointConditions struct {
+	Ready       bool `json:"ready"`
+	Serving     bool `json:"serving"`
+	Terminating bool `json:"terminating"`
+}
+
+// ObjectReference is the part of v1 ObjectReference that names a pod.
+type ObjectReference struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+}
+
+// EndpointPort is a discovery.k8s.io/v1 EndpointPort.
+type EndpointPort struct {
+	Name     string `json:"name"`
+	Protocol string `json:"protocol"`
+	Port     int    `json:"port"`
 }

@@ -27,9 +27,6 @@ var (
 	// Pods4 and Pods6 hold the pods and the node.
 	Pods4 = netip.MustParsePrefix("10.77.0.0/16")
 	Pods6 = netip.MustParsePrefix("fd77::/64")
-	// VIPs4 and VIPs6 hold the addresses of services and service entries.
-	VIPs4 = netip.MustParsePrefix("10.78.0.0/16")
-	VIPs6 = netip.MustParsePrefix("fd78::/64")
 	// Node4 and Node6 are the node: gateway, name server, control plane.
 	Node4 = netip.MustParseAddr("10.77.0.1")
 	Node6 = netip.MustParseAddr("fd77::1")
@@ -69,14 +66,15 @@ func PodIPs(n int) []netip.Addr {
 }
 
 // SetupNode prepares the namespace of the calling process: loopback, addresses,
-// forwarding and the routes of service addresses.
-func SetupNode() error {
+// forwarding and a sink for addresses without a way. It returns the index of the
+// sink's device.
+func SetupNode() (sink int, err error) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
+		return 0, fmt.Errorf("find lo: %w", err)
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("set lo up: %w", err)
+		return 0, fmt.Errorf("set lo up: %w", err)
 	}
 	sysctl("net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
 		"net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.default.send_redirects=0",
@@ -84,37 +82,47 @@ func SetupNode() error {
 		"net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_ra=0")
 	for _, a := range nodeAddrs() {
 		if err := addAddr(&netlink.Handle{}, lo, netip.PrefixFrom(a, a.BitLen())); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return routeVIPs()
+	return addSink()
 }
 
-// routeVIPs gives service addresses a route, so that the node's own connections
-// get as far as the rules that rewrite them. The device leads nowhere.
-func routeVIPs() error {
-	dummy := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "vips", MTU: mtu}}
-	if err := netlink.LinkAdd(dummy); err != nil {
-		return fmt.Errorf("make the device of service addresses: %w", err)
+// addSink gives every other address a route, so that the node's own connections
+// to services get as far as the rules that rewrite them. The device leads
+// nowhere; what no rule rewrote is refused there.
+func addSink() (int, error) {
+	// A veth pair, because pods need veth anyway and a kernel may lack dummy.
+	pair := netlink.NewVeth(netlink.LinkAttrs{Name: "sink", MTU: mtu})
+	pair.PeerName = "sink-end"
+	if err := netlink.LinkAdd(pair); err != nil {
+		return 0, fmt.Errorf("add the sink device: %w", err)
 	}
-	link, err := netlink.LinkByName("vips")
+	end, err := netlink.LinkByName("sink-end")
 	if err != nil {
-		return fmt.Errorf("find the device of service addresses: %w", err)
+		return 0, fmt.Errorf("find the sink device: %w", err)
+	}
+	if err := netlink.LinkSetUp(end); err != nil { // else the other has no carrier
+		return 0, fmt.Errorf("set the sink device up: %w", err)
+	}
+	link, err := netlink.LinkByName("sink")
+	if err != nil {
+		return 0, fmt.Errorf("find the sink device: %w", err)
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set the device of service addresses up: %w", err)
+		return 0, fmt.Errorf("set the sink device up: %w", err)
 	}
-	routes := map[netip.Prefix]netip.Addr{VIPs4: Node4}
-	if HasIPv6() {
-		routes[VIPs6] = Node6
-	}
-	for dst, src := range routes {
-		r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(dst), Src: src.AsSlice(), Scope: netlink.SCOPE_LINK}
+	for _, src := range nodeAddrs() {
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if src.Is6() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(all), Src: src.AsSlice(), Scope: netlink.SCOPE_LINK}
 		if err := netlink.RouteAdd(r); err != nil {
-			return fmt.Errorf("route %s: %w", dst, err)
+			return 0, fmt.Errorf("route %s to the sink: %w", all, err)
 		}
 	}
-	return nil
+	return link.Attrs().Index, nil
 }
 
 func nodeAddrs() []netip.Addr {

@@ -96,8 +96,10 @@ func markIs(mark uint32) []expr.Any {
 // loopback is the index of lo, the same in every network namespace.
 const loopback = 1
 
-func outLoopback() []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIF, Register: reg}, equal(binaryutil.NativeEndian.PutUint32(loopback))}
+func outLoopback() []expr.Any { return outDevice(loopback) }
+
+func outDevice(index int) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIF, Register: reg}, equal(binaryutil.NativeEndian.PutUint32(uint32(index)))}
 }
 
 func inLoopback() []expr.Any {

@@ -3,6 +3,7 @@ package nft
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -29,17 +30,17 @@ type ServicePort struct {
 // Services is the node's rule set.
 type Services struct {
 	Ports []ServicePort
-	// VIPs are the ranges that service addresses come from: what no rule serves
-	// there is refused at once.
-	VIPs []netip.Prefix
-	// Cluster are all ranges that stay inside the node. TCP that a pod sends
-	// elsewhere goes to the forwarder.
+	// Sink is the index of the device that addresses without a way are routed to:
+	// what goes there is refused at once.
+	Sink int
+	// Cluster are the ranges of pods. TCP that a pod sends to addresses that are
+	// neither pods nor services goes to the forwarder.
 	Cluster []netip.Prefix
-	// HostAddrs lie inside the ranges of Cluster and go to the forwarder all the same: they
-	// stand for the machine itself.
+	// HostAddrs lie inside the ranges of Cluster and go to the forwarder all the
+	// same: they stand for the machine itself.
 	HostAddrs []netip.Addr
-	// ForwarderPort is the node's port of the forwarder; 0 means none.
-	ForwarderPort uint16
+	// Forwarder are the node's addresses of the forwarder, one per family.
+	Forwarder []netip.AddrPort
 	// Pods are the addresses of all pods; a pod that reaches itself through a
 	// service must see another source than itself.
 	Pods []netip.Addr
@@ -55,59 +56,77 @@ func (s Services) Apply() error {
 	pre := b.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest)
 	out := b.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest)
 	post := b.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource)
-	forward := b.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter)
-	local := b.chain("local", nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityFilter)
 	for _, p := range s.Ports {
-		if len(p.Endpoints) == 0 {
-			continue // refused below
+		rule := done() // without endpoints it is refused below, not sent outside
+		if len(p.Endpoints) > 0 {
+			rule = b.toEndpoint(p)
 		}
-		b.rule(pre, b.toEndpoint(p))
-		b.rule(out, b.toEndpoint(p))
+		match := slices.Concat(daddr(netip.PrefixFrom(p.VIP, p.VIP.BitLen()), expr.CmpOpEq), l4(p.proto()), dport(p.Port))
+		b.rule(pre, match, rule)
+		b.rule(out, match, rule)
 	}
 	s.forwarder(b, pre)
-	for _, p := range s.VIPs {
-		for _, ch := range []*nftables.Chain{forward, local} {
-			b.rule(ch, daddr(p, expr.CmpOpEq), tcp(), reject(rejectTCPReset, 0))
-			b.rule(ch, daddr(p, expr.CmpOpEq), reject(rejectICMPX, icmpxPort))
-		}
-	}
 	for _, a := range s.Pods {
 		b.rule(post, hairpin(a))
+	}
+	for name, hook := range map[string]*nftables.ChainHook{"forward": nftables.ChainHookForward, "local": nftables.ChainHookOutput} {
+		ch := b.chain(name, nftables.ChainTypeFilter, hook, *nftables.ChainPriorityFilter)
+		b.rule(ch, outDevice(s.Sink), tcp(), reject(rejectTCPReset, 0))
+		b.rule(ch, outDevice(s.Sink), reject(rejectICMPX, icmpxPort))
 	}
 	return b.apply()
 }
 
-// forwarder leads TCP for the outside to the node's forwarder.
+func (p ServicePort) proto() byte {
+	if p.UDP {
+		return protoUDP
+	}
+	return protoTCP
+}
+
+// forwarder leads TCP for the outside to the node's forwarder. It is destination
+// NAT and not a redirect, because the pods' devices have no address here.
 func (s Services) forwarder(b *batch, pre *nftables.Chain) {
-	if s.ForwarderPort == 0 {
-		return
+	var to [2][]expr.Any
+	for _, ap := range s.Forwarder {
+		fam := 0
+		nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegProtoMin: unix.NFT_REG_2, Specified: true}
+		if ap.Addr().Is6() {
+			fam, nat.Family = 1, unix.NFPROTO_IPV6
+		}
+		to[fam] = append(family(fam == 1),
+			&expr.Immediate{Register: reg, Data: ap.Addr().AsSlice()},
+			&expr.Immediate{Register: unix.NFT_REG_2, Data: be16(ap.Port())}, nat)
 	}
 	for _, a := range s.HostAddrs {
-		b.rule(pre, daddr(netip.PrefixFrom(a, a.BitLen()), expr.CmpOpEq), tcp(), redirect(s.ForwarderPort))
+		fam := 0
+		if a.Is6() {
+			fam = 1
+		}
+		if to[fam] != nil {
+			b.rule(pre, daddr(netip.PrefixFrom(a, a.BitLen()), expr.CmpOpEq), tcp(), to[fam])
+		}
 	}
 	for _, p := range s.Cluster {
 		b.rule(pre, daddr(p, expr.CmpOpEq), done())
 	}
 	b.rule(pre, inLoopback(), done())
-	b.rule(pre, tcp(), redirect(s.ForwarderPort))
+	for _, rule := range to {
+		if rule != nil {
+			b.rule(pre, tcp(), rule)
+		}
+	}
 }
 
 // toEndpoint sends one service port to an endpoint chosen at random per
 // connection.
 func (b *batch) toEndpoint(p ServicePort) []expr.Any {
 	v6 := p.VIP.Is6()
-	proto := byte(protoTCP)
-	if p.UDP {
-		proto = protoUDP
-	}
-	out := append(daddr(netip.PrefixFrom(p.VIP, p.VIP.BitLen()), expr.CmpOpEq), l4(proto)...)
-	out = append(out, dport(p.Port)...)
 	m := b.endpointMap(v6, p.Endpoints)
-	out = append(
-		out,
+	out := []expr.Any{
 		&expr.Numgen{Register: reg, Modulus: uint32(len(p.Endpoints)), Type: unix.NFT_NG_RANDOM},
 		&expr.Lookup{SourceRegister: reg, DestRegister: reg, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
-	)
+	}
 	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegProtoMin: unix.NFT_REG32_01}
 	if v6 {
 		// An IPv6 address fills the first register; the port follows in the next.

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lateen.dev/lateen/internal/local/logfile"
 	"lateen.dev/lateen/internal/local/manifest"
 	"lateen.dev/lateen/internal/local/netns"
 	"lateen.dev/lateen/internal/local/probe"
@@ -33,7 +34,7 @@ type container struct {
 	pod  *Pod
 	spec *manifest.Container
 	init bool
-	log  *logFile
+	log  *logfile.File
 
 	mu       sync.Mutex
 	state    string
@@ -53,7 +54,7 @@ func newContainer(p *Pod, spec *manifest.Container) *container {
 	return &container{
 		pod: p, spec: spec, state: "waiting", reason: "the pod is starting",
 		stopping: make(chan struct{}), ended: make(chan struct{}),
-		log: newLogFile(p.logPath(spec.Name)),
+		log: logfile.New(p.logPath(spec.Name)),
 	}
 }
 
@@ -68,7 +69,7 @@ func (c *container) supervise(ns *netns.Namespace) {
 	c.running = true
 	c.mu.Unlock()
 	defer close(c.ended)
-	defer c.log.close()
+	defer c.log.Close()
 	backoff := minBackoff
 	for !c.isStopping() {
 		start := time.Now()
@@ -181,7 +182,7 @@ func (c *container) once(ns *netns.Namespace) (int, error) {
 			return 0, err
 		}
 	}
-	out, err := c.log.writer()
+	out, err := c.log.Writer()
 	if err != nil {
 		return 0, err
 	}
@@ -364,7 +365,7 @@ func (c *container) status() ContainerStatus {
 	defer c.mu.Unlock()
 	s := ContainerStatus{
 		Name: c.spec.Name, Image: c.spec.Image, State: c.state, Ready: c.ready, Restarts: c.restarts,
-		Reason: c.reason, ExitCode: c.code, Log: c.log.path,
+		Reason: c.reason, ExitCode: c.code, Log: c.log.Path(),
 	}
 	if c.proc != nil {
 		s.PID = c.proc.PID
@@ -401,6 +402,9 @@ func (c *container) shimSpec(ns *netns.Namespace) (shim.Spec, error) {
 	if err != nil {
 		return shim.Spec{}, err
 	}
+	if prog.RootFS == "" && hidden(prog.Args[0]) {
+		mounts = append(mounts, shim.Mount{Source: prog.Args[0], Target: prog.Args[0], ReadOnly: true})
+	}
 	spec := shim.Spec{
 		Hostname: m.Name, Staging: p.env.Staging, RootFS: prog.RootFS, Mounts: mounts,
 		Files: p.files(ns), Hide: p.env.Hide, Env: env, Dir: manifest.Expand(c.spec.WorkingDir, nil),
@@ -419,6 +423,16 @@ func (c *container) shimSpec(ns *netns.Namespace) (shim.Spec, error) {
 		spec.Args = append(command, args...)
 	}
 	return spec, nil
+}
+
+// hidden says that a program lies where containers have a folder of their own.
+func hidden(program string) bool {
+	for _, dir := range []string{"/tmp/", "/run/", "/var/run/"} {
+		if strings.HasPrefix(program, dir) {
+			return true
+		}
+	}
+	return false
 }
 
 // user sets the ids, and a read-only root.

@@ -100,3 +100,29 @@ func (p *Pod) container(name string) (*container, error) {
 	}
 	return nil, fmt.Errorf("no container %q; there are: %s", name, strings.Join(names, ", "))
 }
+
+// Signal sends a signal to a container's first process, or to the proxy.
+func (p *Pod) Signal(name string, sig unix.Signal) error {
+	if name == ProxyContainer && p.proxy != nil {
+		p.proxy.mu.Lock()
+		proc := p.proxy.proc
+		p.proxy.mu.Unlock()
+		if proc == nil {
+			return errors.New("the proxy is not running")
+		}
+		proc.Signal(sig)
+		return nil
+	}
+	c, err := p.container(name)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	proc := c.proc
+	c.mu.Unlock()
+	if proc == nil {
+		return fmt.Errorf("container %s is not running", c.spec.Name)
+	}
+	proc.Signal(sig)
+	return nil
+}

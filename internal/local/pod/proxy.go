@@ -21,6 +21,7 @@ import (
 
 	"lateen.dev/lateen/internal/api"
 	"lateen.dev/lateen/internal/bootstrap"
+	"lateen.dev/lateen/internal/local/logfile"
 	"lateen.dev/lateen/internal/local/manifest"
 	"lateen.dev/lateen/internal/local/netns"
 	"lateen.dev/lateen/internal/local/probe"
@@ -43,7 +44,7 @@ func capabilities() []string {
 // namespace but in the node's user namespace, which alone may mark sockets.
 type proxy struct {
 	pod *Pod
-	log *logFile
+	log *logfile.File
 
 	mu       sync.Mutex
 	state    string
@@ -62,7 +63,7 @@ type proxy struct {
 
 func newProxy(p *Pod) *proxy {
 	return &proxy{
-		pod: p, log: newLogFile(p.logPath(ProxyContainer)), state: "waiting", reason: "starting", svid: -1,
+		pod: p, log: logfile.New(p.logPath(ProxyContainer)), state: "waiting", reason: "starting", svid: -1,
 		once: make(chan struct{}), stopping: make(chan struct{}), ended: make(chan struct{}),
 	}
 }
@@ -72,7 +73,7 @@ func (x *proxy) supervise() {
 	x.running = true
 	x.mu.Unlock()
 	defer close(x.ended)
-	defer x.log.close()
+	defer x.log.Close()
 	svid, err := shim.Memfd("svid", nil)
 	if err != nil {
 		x.set("ended", err.Error(), 0)
@@ -196,7 +197,7 @@ func (x *proxy) start() (*reap.Process, error) {
 		return nil, fmt.Errorf("open /dev/null: %w", err)
 	}
 	fds = append(fds, null)
-	out, err := x.log.writer()
+	out, err := x.log.Writer()
 	if err != nil {
 		return nil, err
 	}
@@ -456,7 +457,7 @@ func (x *proxy) status() ContainerStatus {
 	defer x.mu.Unlock()
 	s := ContainerStatus{
 		Name: ProxyContainer, Image: "lateen-proxy", State: x.state, Ready: x.ready, Restarts: x.restarts,
-		Reason: x.reason, ExitCode: x.code, Log: x.log.path,
+		Reason: x.reason, ExitCode: x.code, Log: x.log.Path(),
 	}
 	if x.proc != nil {
 		s.PID = x.proc.PID

@@ -1,4 +1,6 @@
-package pod
+// Package logfile keeps what processes of the local cluster write: a pipe to
+// inherit, a file of bounded size behind it, and the file before that.
+package logfile
 
 import (
 	"fmt"
@@ -12,9 +14,9 @@ import (
 // maxLog bounds a log file in bytes; the one before it is kept as FILE.1.
 const maxLog = 8 << 20
 
-// logFile keeps what a container writes. A full disk loses lines and never stops
+// File keeps what a process writes. A full disk loses lines and never stops
 // the container.
-type logFile struct {
+type File struct {
 	path string
 
 	mu   sync.Mutex
@@ -24,11 +26,15 @@ type logFile struct {
 	drains sync.WaitGroup
 }
 
-func newLogFile(path string) *logFile { return &logFile{path: path} }
+// New returns a log at path. Nothing is opened yet.
+func New(path string) *File { return &File{path: path} }
 
-// writer returns the writing end of a pipe into the log, to be inherited and
+// Path returns the name of the file.
+func (l *File) Path() string { return l.path }
+
+// Writer returns the writing end of a pipe into the log, to be inherited and
 // closed by the caller. The pipe drains until its last holder closes it.
-func (l *logFile) writer() (int, error) {
+func (l *File) Writer() (int, error) {
 	if err := l.open(); err != nil {
 		return -1, err
 	}
@@ -56,7 +62,7 @@ func (l *logFile) writer() (int, error) {
 	return fds[1], nil
 }
 
-func (l *logFile) open() error {
+func (l *File) open() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.f != nil {
@@ -78,7 +84,7 @@ func (l *logFile) open() error {
 	return nil
 }
 
-func (l *logFile) append(b []byte) {
+func (l *File) append(b []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.f == nil || len(b) == 0 {
@@ -96,9 +102,9 @@ func (l *logFile) append(b []byte) {
 	l.size += int64(n)
 }
 
-// close ends writing once the pipes are drained: every process that holds one
+// Close ends writing once the pipes are drained: every process that holds one
 // has ended by then.
-func (l *logFile) close() {
+func (l *File) Close() {
 	l.drains.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()

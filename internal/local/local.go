@@ -1,0 +1,368 @@
+// Package local runs this machine as a cluster, without root, Docker or
+// Kubernetes. Up is the parent process: it owns the terminal and the sockets on
+// the host, starts the node in namespaces of its own, and dials for it what lies
+// outside. Client talks to a node that runs.
+//
+//	lateen up ── parent: host listeners, egress broker, data directory
+//	   └─ node (PID 1 of new namespaces): supervisor, name server, forwarder
+//	        ├─ control process
+//	        └─ per pod: proxy, containers
+//
+// Everything hangs on two ropes: the node dies with the thread that forked it,
+// and at the end of its control socket. Then the kernel ends every process,
+// interface, rule and mount with the node's namespaces.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lateen.dev/lateen/internal/local/inherit"
+	"lateen.dev/lateen/internal/local/manifest"
+	"lateen.dev/lateen/internal/local/node"
+	"lateen.dev/lateen/internal/local/pod"
+	"lateen.dev/lateen/internal/local/preflight"
+	"lateen.dev/lateen/internal/local/shim"
+	"lateen.dev/lateen/internal/local/supervisor"
+	"lateen.dev/lateen/internal/local/wire"
+)
+
+// Options configure Up.
+type Options struct {
+	// DataDir holds everything Lateen keeps; it is made with mode 0700.
+	DataDir string
+	// Images map images to programs, IMAGE=PROGRAM on the command line. Relative
+	// paths start at the working directory.
+	Images map[string]string
+	// ProxyProgram is the path of lateen-proxy.
+	ProxyProgram string
+	// NodeProgram plays the hidden roles; empty means the running program. The
+	// smaller it is, the faster a container starts.
+	NodeProgram string
+	// SelfProgram stands for well-known images such as the OpenTelemetry
+	// Collector, called with the argument "collector"; empty means the running
+	// program.
+	SelfProgram string
+	// Control is the argument vector of the control process, a path first. It
+	// finds its sockets by package inherit.
+	Control []string
+	// ControlEnv is added to its environment.
+	ControlEnv []string
+	// OTLPGRPCPort and OTLPHTTPPort are opened on the host's loopback, or the next
+	// free ones; 0 means 4317 and 4318, and -1 none.
+	OTLPGRPCPort, OTLPHTTPPort int
+	// Progress is told what starts and where, from one goroutine at a time; nil
+	// means nobody.
+	Progress func(Event)
+	// LogLevel is debug, info, warn or error, for node and proxies.
+	LogLevel string
+	Log      *slog.Logger
+}
+
+// Event is one thing that happened: a pod, a service or the whole.
+type Event = supervisor.Event
+
+// PodStatus is the state of a pod.
+type PodStatus = pod.Status
+
+// ContainerStatus is the state of a container or of a proxy.
+type ContainerStatus = pod.ContainerStatus
+
+// ProxyContainer is the name of the proxy among a pod's containers.
+const ProxyContainer = pod.ProxyContainer
+
+// HiddenRole plays one of the roles that Up starts its own program in. Main calls
+// it first thing and exits with code when handled is true.
+func HiddenRole(args []string) (handled bool, code int) { return node.HiddenRole(args) }
+
+// stopTimeout bounds a graceful stop; then everything is killed.
+const stopTimeout = 25 * time.Second
+
+// Up runs the cluster until ctx ends, the node is told to stop, or something
+// fails. It returns nil after a stop that was asked for. On return nothing is
+// left running.
+func Up(ctx context.Context, o Options) (err error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Progress == nil {
+		o.Progress = func(Event) {}
+	}
+	if o.NodeProgram == "" {
+		o.NodeProgram = shim.Self
+	}
+	if o.SelfProgram == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find the running program: %w", err)
+		}
+		o.SelfProgram = exe
+	}
+	if o.ProxyProgram, err = filepath.Abs(o.ProxyProgram); err != nil {
+		return fmt.Errorf("path of lateen-proxy: %w", err)
+	}
+	dir, unlock, err := openDataDir(o.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	o.DataDir = dir
+	broker, err := startBroker(filepath.Join(dir, node.RunDir, node.EgressName), o.Log)
+	if err != nil {
+		return err
+	}
+	defer broker.close()
+	p := &parent{o: o, broker: broker}
+	return p.run(ctx)
+}
+
+// parent is the running parent process.
+type parent struct {
+	o      Options
+	broker *broker
+	rope   *wire.Conn
+	sendMu sync.Mutex
+}
+
+func (p *parent) run(ctx context.Context) error {
+	cfg, files, err := p.config()
+	if err != nil {
+		return err
+	}
+	proc, err := startNode(p.o.NodeProgram, node.Role)
+	if err != nil {
+		closeFiles(files)
+		return preflight.Explain(preflight.Clone, err, p.o.NodeProgram)
+	}
+	defer proc.kill()
+	p.rope = proc.rope
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	err = p.rope.Send(node.Message{Type: node.Configure, Config: cfg}, fds...)
+	closeFiles(files)
+	if err != nil {
+		return fmt.Errorf("configure the node: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() {
+		p.send(node.Message{Type: node.Stop})
+		time.AfterFunc(stopTimeout, proc.kill)
+	})
+	defer stop()
+	err = p.serve()
+	<-proc.done
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w; the node's log is %s", err, filepath.Join(p.o.DataDir, node.LogDir, "node.log"))
+	}
+	return err
+}
+
+// config makes the node's configuration and the sockets that go with it.
+func (p *parent) config() (*node.Config, []*os.File, error) {
+	cfg := &node.Config{
+		DataDir: p.o.DataDir, ProxyProgram: p.o.ProxyProgram, SelfProgram: p.o.SelfProgram,
+		Control: p.o.Control, ControlEnv: p.o.ControlEnv, LogLevel: p.o.LogLevel,
+		Images: map[string]manifest.Program{},
+	}
+	if len(cfg.Control) == 0 {
+		return nil, nil, errors.New("no control process is configured")
+	}
+	for image, program := range p.o.Images {
+		if strings.Contains(program, "/") {
+			abs, err := filepath.Abs(program)
+			if err != nil {
+				return nil, nil, fmt.Errorf("--image %s: %w", image, err)
+			}
+			program = abs
+		}
+		cfg.Images[image] = manifest.Program{Args: []string{program}}
+	}
+	var files []*os.File
+	for _, l := range []struct {
+		name       string
+		port, from int
+	}{{inherit.OTLPGRPC, p.o.OTLPGRPCPort, 4317}, {inherit.OTLPHTTP, p.o.OTLPHTTPPort, 4318}} {
+		if l.port < 0 {
+			continue
+		}
+		if l.port == 0 {
+			l.port = l.from
+		}
+		f, addr, err := listenHost(uint16(l.port))
+		if err != nil {
+			closeFiles(files)
+			return nil, nil, fmt.Errorf("listen for OTLP: %w", err)
+		}
+		files = append(files, f)
+		cfg.Inherited = append(cfg.Inherited, l.name)
+		p.o.Progress(Event{Kind: "telemetry", Name: l.name, Message: "listening on " + addr.String()})
+	}
+	return cfg, files, nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+func (p *parent) send(m node.Message, fds ...int) {
+	p.sendMu.Lock()
+	defer p.sendMu.Unlock()
+	if err := p.rope.Send(m, fds...); err != nil {
+		p.o.Log.Debug("tell the node", "error", err) // it has ended; serve reports it
+	}
+}
+
+// serve answers the node until it ends.
+func (p *parent) serve() error {
+	for {
+		var m node.Message
+		fds, err := p.rope.Recv(&m)
+		wire.CloseAll(fds)
+		if errors.Is(err, io.EOF) {
+			return errors.New("the node ended unexpectedly")
+		}
+		if err != nil {
+			return fmt.Errorf("the node ended unexpectedly: %w", err)
+		}
+		switch m.Type {
+		case node.Started:
+			p.o.Progress(Event{Kind: "node", Message: "ready"})
+		case node.Happened:
+			p.o.Progress(*m.Event)
+		case node.AllowPorts:
+			p.broker.allow(m.Ports)
+		case node.Listen:
+			p.listen(m)
+		case node.Failed:
+			return failure(m, p.o.NodeProgram)
+		case node.Stopped:
+			return nil
+		}
+	}
+}
+
+func (p *parent) listen(m node.Message) {
+	f, addr, err := listenHost(m.Port)
+	if err != nil {
+		p.send(node.Message{Type: node.Listened, ID: m.ID, Error: err.Error()})
+		return
+	}
+	defer f.Close()
+	p.send(node.Message{Type: node.Listened, ID: m.ID, Addr: addr.String()}, int(f.Fd()))
+}
+
+// failure turns a refused step into an explanation.
+func failure(m node.Message, program string) error {
+	var err error = errors.New(m.Error)
+	if m.Errno != 0 {
+		err = &machineError{text: m.Error, errno: unix.Errno(m.Errno)}
+	}
+	if m.Stage == "" {
+		return fmt.Errorf("start the node: %w", err)
+	}
+	return preflight.Explain(m.Stage, err, program)
+}
+
+// machineError is an error that crossed a process boundary with its number.
+type machineError struct {
+	text  string
+	errno unix.Errno
+}
+
+func (e *machineError) Error() string { return e.text }
+func (e *machineError) Unwrap() error { return e.errno }
+
+// Preflight tries once, in a few milliseconds, what a node needs. A refusal is a
+// *preflight.Refusal with cause and remedy.
+func Preflight() error {
+	proc, err := startNode(shim.Self, node.RolePreflight)
+	if err != nil {
+		return preflight.Explain(preflight.Clone, err, shim.Self)
+	}
+	defer proc.kill()
+	var m node.Message
+	if _, err := proc.rope.Recv(&m); err != nil {
+		return fmt.Errorf("preflight: %w", err)
+	}
+	if m.Type == node.Failed {
+		exe, err := os.Executable()
+		if err != nil {
+			exe = shim.Self
+		}
+		return failure(m, exe)
+	}
+	return nil
+}
+
+// nodeProcess is the started node.
+type nodeProcess struct {
+	rope *wire.Conn
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// startNode forks a hidden role in new namespaces.
+func startNode(program, role string) (*nodeProcess, error) {
+	rope, theirs, err := wire.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	cmd := &exec.Cmd{
+		Path: program, Args: []string{"lateen-node", role}, Env: os.Environ(),
+		Stdout: os.Stderr, Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
+		SysProcAttr: &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET |
+				unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+			Pdeathsig:   unix.SIGKILL,
+			Setsid:      true, // Ctrl-C reaches the parent alone, which stops in order
+		},
+	}
+	p := &nodeProcess{rope: rope, cmd: cmd, done: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() {
+		// The death signal fires when this thread ends, not when the process
+		// does: the thread waits as long as the node lives.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // the rope tells what happened
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
+		rope.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// kill ends the node and with it everything.
+func (p *nodeProcess) kill() {
+	select {
+	case <-p.done:
+	default:
+		_ = p.cmd.Process.Kill() // it may be ending
+		<-p.done
+	}
+	p.rope.Close()
+}
