@@ -408,6 +408,7 @@ func TestHost_gatewayPortsRelayAndHostAlias(t *testing.T) {
 	c := start(t, gateway, gwService, podObject("c", "plain", "", readyProbe), plain,
 		fmt.Sprintf(`{"apiVersion":"lateen.dev/v1alpha1","kind":"LocalCluster","metadata":{"name":"l"},"spec":{"hostPorts":[%d]}}`, port))
 	c.ready(2)
+	c.eventually("the rules follow the pods", c.heard("2 pods ready"))
 	for service, want := range map[string]string{"gw": "gateway port 8080", "c": "c sees 10.77.0.1"} {
 		c.mu.Lock()
 		i := slices.IndexFunc(c.events, func(e Event) bool { return e.Kind == "service" && e.Name == service })

@@ -57,13 +57,17 @@ func (s Services) Apply() error {
 	out := b.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest)
 	post := b.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource)
 	for _, p := range s.Ports {
-		rule := done() // without endpoints it is refused below, not sent outside
-		if len(p.Endpoints) > 0 {
-			rule = b.toEndpoint(p)
-		}
 		match := slices.Concat(daddr(netip.PrefixFrom(p.VIP, p.VIP.BitLen()), expr.CmpOpEq), l4(p.proto()), dport(p.Port))
-		b.rule(pre, match, rule)
-		b.rule(out, match, rule)
+		for _, ch := range []*nftables.Chain{pre, out} {
+			rule := done() // without endpoints it is refused below, not sent outside
+			if len(p.Endpoints) > 0 {
+				rule = b.toEndpoint(p) // an anonymous map belongs to one rule
+			}
+			b.rule(ch, match, rule)
+		}
+	}
+	for _, a := range s.vips() { // a port that no service has is not outside either
+		b.rule(pre, daddr(netip.PrefixFrom(a, a.BitLen()), expr.CmpOpEq), done())
 	}
 	s.forwarder(b, pre)
 	for _, a := range s.Pods {
@@ -71,10 +75,34 @@ func (s Services) Apply() error {
 	}
 	for name, hook := range map[string]*nftables.ChainHook{"forward": nftables.ChainHookForward, "local": nftables.ChainHookOutput} {
 		ch := b.chain(name, nftables.ChainTypeFilter, hook, *nftables.ChainPriorityFilter)
-		b.rule(ch, outDevice(s.Sink), tcp(), reject(rejectTCPReset, 0))
-		b.rule(ch, outDevice(s.Sink), reject(rejectICMPX, icmpxPort))
+		// What was rewritten on its way out still shows the device of its first route.
+		b.rule(ch, outDevice(s.Sink), notRewritten(), tcp(), reject(rejectTCPReset, 0))
+		b.rule(ch, outDevice(s.Sink), notRewritten(), reject(rejectICMPX, icmpxPort))
 	}
 	return b.apply()
+}
+
+// notRewritten matches connections without destination NAT (IPS_DST_NAT).
+func notRewritten() []expr.Any {
+	const dstNAT = 1 << 5
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg},
+		&expr.Bitwise{
+			SourceRegister: reg, DestRegister: reg, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4),
+		},
+		equal(make([]byte, 4)),
+	}
+}
+
+// vips are the addresses of all services, each once.
+func (s Services) vips() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range s.Ports {
+		out = append(out, p.VIP)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
 }
 
 func (p ServicePort) proto() byte {
