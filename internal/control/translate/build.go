@@ -113,8 +113,9 @@ func (b *builder) rule(s *mesh.Service) *mesh.DestinationRule {
 // pack puts a message into an Any, with fields in a fixed order. Messages are
 // ours; one that does not encode is a defect of this package.
 func pack(m proto.Message) *anypb.Any {
-	a, err := anypb.New(m)
-	if err != nil {
+	a := new(anypb.Any)
+	// Maps must not show through: equal resources must have equal bytes.
+	if err := anypb.MarshalFrom(a, m, proto.MarshalOptions{Deterministic: true}); err != nil {
 		panic("translate: cannot encode " + string(m.ProtoReflect().Descriptor().FullName()) + ": " + err.Error())
 	}
 	return a
