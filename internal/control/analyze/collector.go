@@ -45,6 +45,7 @@ const (
 	debugAdded        = 86
 	loggingRemoved    = 111
 	openCensusRemoved = 134
+	otlpRenamed       = 144
 )
 
 // raisedTag is the tag an image is raised to when the new spellings need it: it
@@ -191,8 +192,22 @@ func (c *collector) exporters() {
 		if k := kindOf(id); k == "logging" || k == "debug" {
 			c.loglevel(path, config)
 		}
+		c.alias(path, id)
 		c.exporterHost(path, id, config)
 	})
+}
+
+// alias notes names that newer Collectors still accept, where the image in use
+// has the new ones.
+func (c *collector) alias(path, id string) {
+	next, ok := map[string]string{"otlp": "otlp_grpc", "otlphttp": "otlp_http"}[kindOf(id)]
+	if !ok || !c.tag.since(otlpRenamed) {
+		return
+	}
+	f := c.add(finding.CollectorAlias, path, "write "+next, "exporter %q was renamed to %s in 0.%d; the old name is a deprecated alias", kindOf(id), next, otlpRenamed)
+	if edits, ok := c.rename("exporters", id, strings.Replace(id, kindOf(id), next, 1)); ok {
+		f.Fix = fixOf(fmt.Sprintf("exporter %s is now %s", kindOf(id), next), edits...)
+	}
 }
 
 func (c *collector) loglevel(path string, config *yaml.Node) {
@@ -363,7 +378,11 @@ func (c *collector) memory() {
 
 // jaegerFix turns an exporter jaeger into one that sends OTLP to the same host.
 func (c *collector) jaegerFix(id string, config *yaml.Node) *finding.Fix {
-	next := c.freeID("exporters", "otlp/jaeger")
+	next := "otlp/jaeger"
+	if c.tag.since(otlpRenamed) {
+		next = "otlp_grpc/jaeger"
+	}
+	next = c.freeID("exporters", next)
 	edits, ok := c.rename("exporters", id, next)
 	if !ok {
 		return nil
@@ -404,14 +423,16 @@ func (c *collector) loggingFix(id string) *finding.Fix {
 	return fixOf(summary, edits...)
 }
 
-// freeID returns id, or id with a suffix if the section has it already.
+// freeID returns id, or id with a name or number if the section has it already.
 func (c *collector) freeID(section, id string) string {
-	for next, n := id, 2; ; n++ {
-		if !has(get(c.root, section), next) {
-			return next
-		}
-		next = fmt.Sprintf("%s-%d", strings.Replace(id, "debug", "debug/logging", 1), n)
+	if id == "debug" && has(get(c.root, section), id) {
+		id = "debug/logging"
 	}
+	next := id
+	for n := 2; has(get(c.root, section), next); n++ {
+		next = fmt.Sprintf("%s-%d", id, n)
+	}
+	return next
 }
 
 // rename changes a component's id where it is defined and used.

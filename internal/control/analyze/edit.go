@@ -60,6 +60,20 @@ func blockEnd(t *resource.Text, first, indent int, list bool) int {
 	return last
 }
 
+// withComments extends the entry by the comment lines right above it, which are
+// about it when they have its indentation.
+func (e entry) withComments() entry {
+	for e.first > 1 {
+		line := string(e.text.Line(e.first - 1))
+		body := strings.TrimLeft(line, " ")
+		if !strings.HasPrefix(body, "#") || len(line)-len(body) != e.indent {
+			break
+		}
+		e.first--
+	}
+	return e
+}
+
 // remove returns the edit that deletes the entry's lines, and a blank line
 // before them when there is one.
 func (e entry) remove() finding.Edit {

@@ -61,6 +61,7 @@ func intoHTTPRoutes(o *resource.Object, path string) *finding.Fix {
 	if !ok || !list.Exact || list.Value.Kind != yaml.SequenceNode {
 		return nil
 	}
+	from = from.withComments()
 	edits := []finding.Edit{from.remove()}
 	var into []string
 	for i, item := range list.Value.Content {
@@ -347,21 +348,31 @@ func (p place) mergeMetadata(from, into *resource.Text, root *yaml.Node) ([]find
 		if src == nil || !mapping(src) || len(src.Content) == 0 || src.Style&yaml.FlowStyle != 0 {
 			continue
 		}
-		first, lastKey := src.Content[0], src.Content[len(src.Content)-2]
+		key, first, lastKey := keyNode(get(root, "metadata"), name), src.Content[0], src.Content[len(src.Content)-2]
+		begin := min(key.Line+1, first.Line) // comments above the first one come along
 		end := blockEnd(from, lastKey.Line, lastKey.Column-1, false)
 		if have := p.target.object.Find(p.path + "." + name); have.Exact {
 			last, indent, ok := mapEnd(into, have)
 			if !ok {
 				return nil, false
 			}
-			edits = append(edits, insertAfter(into, last, reindent(from, first.Line, end, first.Column-1, indent)))
+			edits = append(edits, insertAfter(into, last, reindent(from, begin, end, first.Column-1, indent)))
 			continue
 		}
 		text := strings.Repeat(" ", metaIndent) + name + ":" + into.NewLine() +
-			reindent(from, first.Line, end, first.Column-1, metaIndent+2)
+			reindent(from, begin, end, first.Column-1, metaIndent+2)
 		edits = append(edits, insertAfter(into, metaLast, text))
 	}
 	return edits, len(edits) > 0
+}
+
+func keyNode(n *yaml.Node, key string) *yaml.Node {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return n.Content[i]
+		}
+	}
+	return n
 }
 
 // trimLines returns the first and last line of a document without its marker
