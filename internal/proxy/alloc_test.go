@@ -1,0 +1,78 @@
+package proxy
+
+import (
+	"net"
+	"runtime"
+	"testing"
+
+	"lateen.dev/lateen/internal/proxy/snapshot"
+)
+
+// TestServer_steadyHTTPAllocatesNothing runs requests through real sockets,
+// codec, request path and pool; client and backend are as plain as can be.
+func TestServer_steadyHTTPAllocatesNothing(t *testing.T) {
+	response := []byte("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-type: text/plain\r\n\r\nhello")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				buf := make([]byte, 4096)
+				for {
+					if _, err := c.Read(buf); err != nil {
+						return
+					}
+					if _, err := c.Write(response); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	addr := freeAddr(t)
+	s := start(t, nil)
+	c := newConfig(t)
+	c.cluster("app", l.Addr().String()).LB = snapshot.LeastRequest
+	m := c.manager("app", func(r *snapshot.Route) {
+		r.Retry = &snapshot.RetryPolicy{On: snapshot.RetryOnConnectFailure, Retries: 2, PreviousHosts: true}
+	})
+	m.Tracing = &snapshot.Tracing{Random: 0, Overall: 100, Client: 100, ClientSpan: true}
+	m.Filters = []snapshot.HTTPFilter{{MetadataExchange: true}}
+	c.listen(addr, httpChain(m))
+	apply(t, s, c)
+
+	conn := dialTCP(t, addr)
+	request := []byte("GET /ratings/7 HTTP/1.1\r\nHost: ratings:9080\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n")
+	buf := make([]byte, 4096)
+	run := func(n int) {
+		for range n {
+			if _, err := conn.Write(request); err != nil {
+				t.Fatal(err)
+			}
+			n, err := conn.Read(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(buf[n-5:n]) != "hello" {
+				t.Fatalf("got %q", buf[:n])
+			}
+		}
+	}
+	run(200)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const n = 2000
+	run(n)
+	runtime.ReadMemStats(&after)
+	if per := float64(after.Mallocs-before.Mallocs) / n; per > 0.05 {
+		t.Fatalf("%.2f allocations per request, want 0", per)
+	}
+}
