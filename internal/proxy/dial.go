@@ -76,10 +76,10 @@ func defaultMark(cluster string) uint32 {
 }
 
 // brokered says whether an address is outside the node, where only the parent
-// can connect.
+// can connect. Without knowledge of the node's networks everything is dialled.
 func (s *Server) brokered(a netip.Addr) bool {
 	b := s.o.Bootstrap
-	if s.o.Egress == nil || a.IsLoopback() {
+	if a = a.Unmap(); s.o.Egress == nil || a.IsLoopback() || len(b.Networks) == 0 {
 		return false
 	}
 	for _, ip := range b.IPs {

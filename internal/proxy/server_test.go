@@ -438,6 +438,7 @@ func TestServer_drain(t *testing.T) {
 func TestServer_egressBroker(t *testing.T) {
 	app, addr := backend(t), freeAddr(t)
 	s := start(t, nil)
+	s.o.Bootstrap.Networks = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}
 	var asked atomic.Value
 	s.o.Egress = func(_ context.Context, a netip.AddrPort) (int, error) {
 		asked.Store(a.String())
