@@ -37,8 +37,12 @@ type ServerOptions struct {
 	// DrainBytes is how much of an unread request body is read and dropped to
 	// keep a connection whose answer came early; 64 KiB by default.
 	DrainBytes int64
-	// OnError is told of every refusal, for stats and the access log; may be nil.
+	// OnError is told of a refused head, for stats and the access log: no
+	// exchange has seen it. May be nil.
 	OnError func(e *Error, c *message.Conn)
+	// OnBodyError is told why an exchange in flight, whose Receiver hears
+	// ResetProtocol, was refused. May be nil.
+	OnBodyError func(e *Error, c *message.Conn)
 }
 
 type serverState uint8
@@ -333,17 +337,18 @@ func (s *Server) drained(n int, done bool) (int, bool) {
 
 // bodyError ends an exchange whose request body is malformed.
 func (s *Server) bodyError(err *Error) {
+	if s.o.OnBodyError != nil {
+		s.o.OnBodyError(err, s.t.Conn())
+	}
 	if s.state == serverDraining {
-		s.report(err)
 		s.closeGently()
 		return
 	}
 	r := s.detach()
 	if s.headSent {
-		s.report(err)
 		s.abort()
 	} else {
-		s.refuse(err)
+		s.answer(err)
 	}
 	r.OnReset(err.Reset())
 }
@@ -353,15 +358,15 @@ func (s *Server) refuseAll(p []byte, err *Error) (int, bool) {
 	return len(p), false
 }
 
-func (s *Server) report(err *Error) {
+func (s *Server) refuse(err *Error) {
 	if s.o.OnError != nil {
 		s.o.OnError(err, s.t.Conn())
 	}
+	s.answer(err)
 }
 
-// refuse answers for the codec itself, in Envoy's form, and closes.
-func (s *Server) refuse(err *Error) {
-	s.report(err)
+// answer speaks for the codec itself, in Envoy's form, and closes.
+func (s *Server) answer(err *Error) {
 	text := refusalText(err.Status)
 	b := appendStatusLine(s.pool.scratch[:0], err.Status)
 	b = append(b, "content-length: "...)
@@ -429,13 +434,12 @@ func (s *Server) nextExchange() {
 	s.release()
 	s.disarm()
 	s.arm(s.o.IdleTimeout)
-	s.paused = false
 	if s.drain || s.eof {
 		s.closeGently()
 		return
 	}
-	if s.pipelined {
-		s.pipelined = false
+	if s.pipelined || s.paused {
+		s.pipelined, s.paused = false, false
 		s.t.PauseRead(false)
 	}
 }

@@ -37,10 +37,10 @@ func (s *Server) frame(h *message.Head, code int, end bool) framing {
 	var f framing
 	length, has := contentLength(h)
 	noBody := s.isHead || code == 204 || code == 304
+	if has && length < 0 {
+		f.dropCL, has = true, false // a filter's mistake; the body decides
+	}
 	switch {
-	case has && length < 0:
-		f.dropCL = true
-		fallthrough
 	case !has && !noBody:
 		switch {
 		case end:
@@ -51,7 +51,7 @@ func (s *Server) frame(h *message.Head, code int, end bool) framing {
 			f.kind = bodyChunked
 		}
 	case noBody:
-		f.dropCL = code == 204
+		f.dropCL = f.dropCL || code == 204
 	case length > 0:
 		f.kind, f.length = bodyLength, length
 	}

@@ -5,7 +5,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"lateen.dev/lateen/internal/proxy/loop"
 	"lateen.dev/lateen/internal/proxy/message"
 	mt "lateen.dev/lateen/internal/proxy/message/messagetest"
 )
@@ -20,6 +22,7 @@ type fixture struct {
 func newFixture(o ServerOptions) *fixture {
 	f := &fixture{t: mt.NewTransport(message.Conn{}), a: &mt.Acceptor{}}
 	o.OnError = func(e *Error, _ *message.Conn) { f.err = e }
+	o.OnBodyError = o.OnError
 	f.s = NewServer(f.t, f.a, &o)
 	return f
 }
@@ -232,6 +235,8 @@ func TestServer_framesResponses(t *testing.T) {
 		{"1.0", "GET / HTTP/1.0\r\nHost: a\r\n\r\n", long, "hi", ok200 + "content-length: 2\r\nconnection: close\r\n\r\nhi", true},
 		{"1.0 without length ends by FIN", "GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n", mt.Response(200), "hi", ok200 + "connection: close\r\n\r\nhi", true},
 		{"1.0 keep-alive", "GET / HTTP/1.0\r\nHost: a\r\nConnection: Keep-Alive\r\n\r\n", long, "hi", ok200 + "content-length: 2\r\nconnection: keep-alive\r\n\r\nhi", false},
+		{"a filter's bad length", get(), mt.Response(200, "content-length", "x"), "hi", ok200 + "transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", false},
+		{"a bad length for HEAD", "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", mt.Response(200, "content-length", "x"), "hi", ok200 + "\r\n", false},
 		{"our own fields never get through twice", get(), mt.Response(200, "connection", "x", "transfer-encoding", "chunked", "content-length", "2"), "hi", ok200 + "content-length: 2\r\n\r\nhi", false},
 	} {
 		f := newFixture(ServerOptions{})
@@ -450,6 +455,52 @@ func TestServer_backPressure(t *testing.T) {
 	f.t.Take()
 	if x.Drained != 1 || x.Sender.OverHigh() {
 		t.Errorf("drained %d times", x.Drained)
+	}
+}
+
+// clock is a Timers that the test moves.
+type clock struct {
+	t *loop.Timer
+	d time.Duration
+}
+
+func (c *clock) Arm(t *loop.Timer, d time.Duration) { c.t, c.d = t, d }
+func (c *clock) Disarm(*loop.Timer)                 { c.t, c.d = nil, 0 }
+
+func TestServer_boundsTheWaitForARequest(t *testing.T) {
+	c := &clock{}
+	o := ServerOptions{Timers: c, HeadTimeout: 5 * time.Second, IdleTimeout: time.Hour}
+	f := newFixture(o)
+	if c.d != 5*time.Second {
+		t.Errorf("a new connection may be silent for %v", c.d)
+	}
+	f.t.Feed([]byte("GET / HT"))
+	c.t.F()
+	if got := f.t.TakeString(); !strings.HasPrefix(got, "HTTP/1.1 408 Request Timeout\r\n") || !f.t.Ended() {
+		t.Errorf("half a head: %q", got)
+	}
+	f = newFixture(o)
+	c.t.F()
+	if got := f.t.TakeString(); got != "" || !f.t.Ended() {
+		t.Errorf("silence: %q, ended %v", got, f.t.Ended())
+	}
+	f = newFixture(o)
+	f.answer(mt.Response(204), "")
+	f.t.Feed([]byte(get()))
+	if c.d != time.Hour {
+		t.Errorf("between requests the client may be silent for %v", c.d)
+	}
+}
+
+func TestServer_pauseEndsWithItsExchange(t *testing.T) {
+	f := newFixture(ServerOptions{})
+	f.t.Feed([]byte(get()))
+	s := f.a.Last().Sender
+	s.Pause(true)
+	s.SendHead(mt.Response(204), true)
+	f.t.Feed([]byte(get()))
+	if len(f.a.Exchanges) != 2 {
+		t.Error("the connection stayed paused")
 	}
 }
 
