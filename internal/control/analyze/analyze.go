@@ -12,10 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	appsv1 "k8s.io/api/apps/v1"
-	batchv1 "k8s.io/api/batch/v1"
-	corev1 "k8s.io/api/core/v1"
-
 	"lateen.dev/lateen/internal/control/mesh"
 	"lateen.dev/lateen/internal/finding"
 	"lateen.dev/lateen/internal/resource"
@@ -54,61 +50,37 @@ type run struct {
 	findings  []finding.Finding
 }
 
-// template is a pod as a manifest describes it: the template of a workload, or
-// a Pod that stands for itself.
+// template is a pod as a manifest describes it.
 type template struct {
-	object      *resource.Object
-	path        string // of the pod's metadata and spec: "spec.template", or ""
-	namespace   string
-	labels      map[string]string
-	annotations map[string]string
-	spec        *corev1.PodSpec
+	*resource.PodTemplate
+	object    *resource.Object
+	namespace string
 }
 
 func templatesOf(o *resource.Object) []template {
-	var t *corev1.PodTemplateSpec
-	path := "spec.template"
-	switch s := o.Spec.(type) {
-	case *appsv1.Deployment:
-		t = &s.Spec.Template
-	case *appsv1.StatefulSet:
-		t = &s.Spec.Template
-	case *appsv1.DaemonSet:
-		t = &s.Spec.Template
-	case *batchv1.Job:
-		t = &s.Spec.Template
-	case *corev1.Pod:
-		t, path = &corev1.PodTemplateSpec{ObjectMeta: s.ObjectMeta, Spec: s.Spec}, ""
-	default:
+	t, ok := o.PodTemplate()
+	if !ok {
 		return nil
 	}
-	return []template{{
-		object: o, path: path, namespace: o.Namespace,
-		labels: t.Labels, annotations: t.Annotations, spec: &t.Spec,
-	}}
+	return []template{{t, o, o.Namespace}}
 }
 
-// at returns the path of something in the template's pod.
-func (t template) at(format string, args ...any) string {
-	p := fmt.Sprintf(format, args...)
-	if t.path == "" {
-		return p
-	}
-	return t.path + "." + p
-}
+// running reports whether the template is a pod that the local node wrote,
+// whose manifest was checked where it came from.
+func (t template) running() bool { return t.object.Source == "local" }
 
 func (t template) serviceAccount() string {
-	if t.spec.ServiceAccountName == "" {
+	if t.ServiceAccount == "" {
 		return "default"
 	}
-	return t.spec.ServiceAccountName
+	return t.ServiceAccount
 }
 
 // selected returns the templates in namespace ("" for all) with the labels.
 func (r *run) selected(namespace string, labels map[string]string) []template {
 	var out []template
 	for _, t := range r.templates {
-		if (namespace == "" || t.namespace == namespace) && covers(labels, t.labels) {
+		if (namespace == "" || t.namespace == namespace) && covers(labels, t.Labels) {
 			out = append(out, t)
 		}
 	}

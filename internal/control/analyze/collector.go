@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
-	corev1 "k8s.io/api/core/v1"
 
 	"lateen.dev/lateen/internal/finding"
 	"lateen.dev/lateen/internal/resource"
@@ -21,8 +20,7 @@ type collector struct {
 	root *yaml.Node
 	// The container that mounts it, if one was found.
 	in        *template
-	container *corev1.Container
-	at        string // the container's path
+	container *resource.Container
 	tag       release
 }
 
@@ -102,20 +100,13 @@ func get(n *yaml.Node, key string) *yaml.Node {
 func (c *collector) findContainer() {
 	for i := range c.r.templates {
 		t := &c.r.templates[i]
-		if t.namespace != c.o.Namespace || t.object.Source == "local" {
+		if t.namespace != c.o.Namespace || t.running() {
 			continue
 		}
-		for _, v := range t.spec.Volumes {
-			if v.ConfigMap == nil || v.ConfigMap.Name != c.o.Name {
-				continue
-			}
-			for j := range t.spec.Containers {
-				k := &t.spec.Containers[j]
-				if slices.ContainsFunc(k.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name }) {
-					c.in, c.container, c.at = t, k, t.at("spec.containers[%d]", j)
-					c.tag = releaseOf(k.Image)
-					return
-				}
+		for j := range t.Containers {
+			if k := &t.Containers[j]; slices.Contains(k.ConfigMaps, c.o.Name) {
+				c.in, c.container, c.tag = t, k, releaseOf(k.Image)
+				return
 			}
 		}
 	}
@@ -243,7 +234,7 @@ func (c *collector) image(minor int, what, id string) {
 }
 
 func (c *collector) imageFinding(format string, args ...any) {
-	c.r.addValue(c.in.object, finding.CollectorImage, c.at+".image", "mend the configuration in "+c.o.Key.String(), format, args...)
+	c.r.addValue(c.in.object, finding.CollectorImage, c.container.Path+".image", "mend the configuration in "+c.o.Key.String(), format, args...)
 }
 
 // exporterHost checks that the host an exporter sends to exists.
@@ -365,12 +356,12 @@ func (c *collector) order(path, name string, processors *yaml.Node) {
 
 // memory notes a Collector that limits itself and has no limit around it.
 func (c *collector) memory() {
-	if c.container == nil || c.container.Resources.Limits.Memory().Value() > 0 {
+	if c.container == nil || c.container.MemoryLimit > 0 {
 		return
 	}
 	c.components("processors", func(id string, _, config *yaml.Node) {
 		if limit := get(config, "limit_mib"); kindOf(id) == "memory_limiter" && limit != nil {
-			c.r.add(c.in.object, finding.CollectorMemory, c.at, "add resources.limits.memory",
+			c.r.add(c.in.object, finding.CollectorMemory, c.container.Path, "add resources.limits.memory",
 				"container %q has no memory limit, and its memory_limiter counts on %s MiB", c.container.Name, limit.Value)
 		}
 	})
@@ -412,7 +403,7 @@ func (c *collector) loggingFix(id string) *finding.Fix {
 	}
 	summary := fmt.Sprintf("exporter %s is now %s", id, next)
 	if c.tag.before(debugAdded) {
-		image := c.in.object.Find(c.at + ".image")
+		image := c.in.object.Find(c.container.Path + ".image")
 		edit, ok := replace(c.in.object.Text(), image.Value, c.tag.String(), raisedTag)
 		if !ok {
 			return nil

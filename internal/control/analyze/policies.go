@@ -75,7 +75,7 @@ func (r *run) gatewayPort(g *mesh.Gateway, path string, s *networkingpb.Server, 
 	t := selected[0]
 	services := 0
 	for _, svc := range r.mesh.Services() {
-		if svc.Namespace != t.namespace || len(svc.Selector) == 0 || !covers(svc.Selector, t.labels) {
+		if svc.Namespace != t.namespace || len(svc.Selector) == 0 || !covers(svc.Selector, t.Labels) {
 			continue
 		}
 		services++
@@ -200,7 +200,7 @@ func (r *run) policyTargets(p *mesh.AuthorizationPolicy) []template {
 func (r *run) plaintext(p *mesh.AuthorizationPolicy) bool {
 	targets := r.policyTargets(p)
 	for _, t := range targets {
-		if r.mesh.MTLSMode(t.namespace, t.labels, 0) != mesh.MTLSDisable {
+		if r.mesh.MTLSMode(t.namespace, t.Labels, 0) != mesh.MTLSDisable {
 			return false
 		}
 	}
@@ -228,7 +228,7 @@ func (r *run) httpOnTCP(p *mesh.AuthorizationPolicy, path string, rule *security
 func (r *run) opaquePort(p *mesh.AuthorizationPolicy, port string) (mesh.Protocol, bool) {
 	for _, t := range r.policyTargets(p) {
 		for _, s := range r.mesh.Services() {
-			if s.Namespace != t.namespace || len(s.Selector) == 0 || !covers(s.Selector, t.labels) {
+			if s.Namespace != t.namespace || len(s.Selector) == 0 || !covers(s.Selector, t.Labels) {
 				continue
 			}
 			for _, sp := range s.Ports {
@@ -257,7 +257,7 @@ func (r *run) scrape(p *mesh.AuthorizationPolicy, path string, rule *securitypb.
 				continue
 			}
 			for _, t := range r.policyTargets(p) {
-				if r.mesh.MTLSMode(t.namespace, t.labels, 0) == mesh.MTLSStrict {
+				if r.mesh.MTLSMode(t.namespace, t.Labels, 0) == mesh.MTLSStrict {
 					r.addValue(p.Object, finding.ScrapeDenied, fmt.Sprintf("%s.to[%d].operation.paths[%d]", path, i, j),
 						"give the scraper a sidecar, or open the port with portLevelMtls",
 						"%s has mTLS mode STRICT: a scraper without sidecar is refused before this rule is asked", t.object.Key)

@@ -3,12 +3,10 @@ package analyze
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 	networkingpb "istio.io/api/networking/v1alpha3"
-	corev1 "k8s.io/api/core/v1"
 
 	"lateen.dev/lateen/internal/control/mesh"
 	"lateen.dev/lateen/internal/finding"
@@ -126,11 +124,11 @@ const providerName = "opentelemetry"
 func (r *remedies) otlpProvider(o *resource.Object, path string) *finding.Fix {
 	t := o.Text()
 	place := o.Find(path)
-	host, _, err := net.SplitHostPort(scalarUnder(place.Value, "address"))
+	host := endpointHost(scalarUnder(place.Value, "address"))
 	from, ok := blockEntry(t, place)
 	root := o.Find(resource.MeshConfigPath + "@")
 	last, indent, rootOK := mapEnd(t, root)
-	if err != nil || !ok || !rootOK {
+	if host == "" || !ok || !rootOK {
 		return nil
 	}
 	edits := []finding.Edit{from.remove()}
@@ -223,7 +221,7 @@ func (r *remedies) fragment(f *finding.Finding) {
 	kind := resource.FragmentOf(doc.Root)
 	var fits []place
 	for _, target := range r.templates {
-		if target.path != "" || target.object.Kind == resource.KubePod {
+		if target.Path != "" || target.object.Kind == resource.KubePod {
 			fits = append(fits, r.fit(kind, doc.Root, target)...)
 		}
 	}
@@ -256,18 +254,17 @@ func (r *remedies) fit(kind resource.Fragment, root *yaml.Node, t template) []pl
 		if !r.injected(t) {
 			return nil
 		}
-		return []place{{t, t.at("metadata")}}
+		return []place{{t, resource.Field(t.Path, "metadata")}}
 	}
 	ports := probePorts(root)
 	var fits []place
-	for i, c := range t.spec.Containers {
-		path := t.at("spec.containers[%d]", i)
+	for _, c := range t.Containers {
 		taken := false
 		for j := 0; j+1 < len(root.Content); j += 2 {
-			taken = taken || t.object.Has(path+"."+root.Content[j].Value)
+			taken = taken || t.object.Has(c.Path+"."+root.Content[j].Value)
 		}
 		if !taken && declares(c, ports) && c.Name != "istio-proxy" {
-			fits = append(fits, place{t, path})
+			fits = append(fits, place{t, c.Path})
 		}
 	}
 	return fits
@@ -276,10 +273,10 @@ func (r *remedies) fit(kind resource.Fragment, root *yaml.Node, t template) []pl
 // injected reports whether the pods of a template get a sidecar: by the label
 // of their namespace, which "default" counts as having, or their own.
 func (r *remedies) injected(t template) bool {
-	if v, ok := t.labels["sidecar.istio.io/inject"]; ok {
+	if v, ok := t.Labels["sidecar.istio.io/inject"]; ok {
 		return v == "true"
 	}
-	if v, ok := t.annotations["sidecar.istio.io/inject"]; ok {
+	if v, ok := t.Annotations["sidecar.istio.io/inject"]; ok {
 		return v == "true"
 	}
 	if ns, ok := r.mesh.Namespace(t.namespace); ok && ns.Labels["istio-injection"] != "" {
@@ -301,11 +298,11 @@ func probePorts(root *yaml.Node) []string {
 	return ports
 }
 
-func declares(c corev1.Container, ports []string) bool {
+func declares(c resource.Container, ports []string) bool {
 	for _, want := range ports {
 		found := false
 		for _, p := range c.Ports {
-			found = found || fmt.Sprint(p.ContainerPort) == want || p.Name == want
+			found = found || fmt.Sprint(p.Number) == want || p.Name == want
 		}
 		if !found {
 			return false

@@ -332,7 +332,7 @@ func (r *run) subsetPods(o *resource.Object, dr *networkingpb.DestinationRule, s
 		}
 		if len(s.Selector) > 0 {
 			for _, t := range r.selected(s.Namespace, s.Selector) {
-				found = found || covers(sub.Labels, t.labels)
+				found = found || covers(sub.Labels, t.Labels)
 			}
 		} else if s.Registry == mesh.Kubernetes {
 			continue // endpoints are written by hand, and may come later

@@ -8,7 +8,6 @@ import (
 
 	meshconfigpb "istio.io/api/mesh/v1alpha1"
 	telemetrypb "istio.io/api/telemetry/v1alpha1"
-	corev1 "k8s.io/api/core/v1"
 
 	"lateen.dev/lateen/internal/finding"
 	"lateen.dev/lateen/internal/resource"
@@ -132,22 +131,19 @@ func otlpVariables() []string {
 // resolve from there.
 func (r *run) endpoints() {
 	for _, t := range r.templates {
-		if t.path == "" && len(t.object.Text().Data) > 0 && t.object.Source == "local" {
-			continue // a running pod: its manifest was checked
+		if t.running() {
+			continue
 		}
-		each := func(kind string, containers []corev1.Container) {
-			for i, c := range containers {
-				for j, e := range c.Env {
-					r.endpoint(t, t.at("spec.%s[%d].env[%d].value", kind, i, j), e)
-				}
+		for _, c := range t.Containers {
+			for _, e := range c.Env {
+				r.endpoint(t, e)
 			}
 		}
-		each("initContainers", t.spec.InitContainers)
-		each("containers", t.spec.Containers)
 	}
 }
 
-func (r *run) endpoint(t template, path string, e corev1.EnvVar) {
+func (r *run) endpoint(t template, e resource.EnvVar) {
+	path := e.Path
 	known := false
 	for _, v := range otlpVariables() {
 		known = known || v == e.Name

@@ -3,8 +3,6 @@ package analyze
 import (
 	"fmt"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"lateen.dev/lateen/internal/control/mesh"
 	"lateen.dev/lateen/internal/finding"
 	"lateen.dev/lateen/internal/resource"
@@ -58,14 +56,7 @@ func named(name string) string {
 
 func hasPort(targets []template, name string) bool {
 	for _, t := range targets {
-		for _, c := range t.spec.Containers {
-			for _, p := range c.Ports {
-				if p.Name == name {
-					return true
-				}
-			}
-		}
-		for _, c := range t.spec.InitContainers {
+		for _, c := range t.Containers {
 			for _, p := range c.Ports {
 				if p.Name == name {
 					return true
@@ -79,63 +70,21 @@ func hasPort(targets []template, name string) bool {
 // podReferences checks that what pods wait for is defined.
 func (r *run) podReferences() {
 	for _, t := range r.templates {
-		if t.object.Source == "local" {
-			continue // a running pod: its manifest was checked
-		}
-		if name := t.spec.ServiceAccountName; name != "" && name != "default" && !r.exists(resource.ServiceAccount, t.namespace, name) {
-			r.addValue(t.object, finding.AccountMissing, t.at("spec.serviceAccountName"), "add a ServiceAccount of that name",
-				"ServiceAccount %s does not exist in namespace %s", name, t.namespace)
-		}
-		for i, v := range t.spec.Volumes {
-			path := t.at("spec.volumes[%d]", i)
-			if c := v.ConfigMap; c != nil && !optional(c.Optional) {
-				r.reference(t, path+".configMap.name", resource.KubeConfigMap, c.Name)
-			}
-			if s := v.Secret; s != nil && !optional(s.Optional) {
-				r.reference(t, path+".secret.secretName", resource.KubeSecret, s.SecretName)
-			}
-		}
-		for i, c := range t.spec.Containers {
-			r.environment(t, t.at("spec.containers[%d]", i), c)
-		}
-		for i, c := range t.spec.InitContainers {
-			r.environment(t, t.at("spec.initContainers[%d]", i), c)
-		}
-	}
-}
-
-func (r *run) environment(t template, path string, c corev1.Container) {
-	for i, e := range c.Env {
-		at := fmt.Sprintf("%s.env[%d].valueFrom", path, i)
-		if e.ValueFrom == nil {
+		if t.running() {
 			continue
 		}
-		if k := e.ValueFrom.ConfigMapKeyRef; k != nil && !optional(k.Optional) {
-			r.reference(t, at+".configMapKeyRef.name", resource.KubeConfigMap, k.Name)
+		if name := t.ServiceAccount; name != "" && name != "default" && !r.exists(resource.ServiceAccount, t.namespace, name) {
+			r.addValue(t.object, finding.AccountMissing, resource.Field(t.Path, "spec")+".serviceAccountName", "add a ServiceAccount of that name",
+				"ServiceAccount %s does not exist in namespace %s", name, t.namespace)
 		}
-		if k := e.ValueFrom.SecretKeyRef; k != nil && !optional(k.Optional) {
-			r.reference(t, at+".secretKeyRef.name", resource.KubeSecret, k.Name)
-		}
-	}
-	for i, e := range c.EnvFrom {
-		at := fmt.Sprintf("%s.envFrom[%d]", path, i)
-		if k := e.ConfigMapRef; k != nil && !optional(k.Optional) {
-			r.reference(t, at+".configMapRef.name", resource.KubeConfigMap, k.Name)
-		}
-		if k := e.SecretRef; k != nil && !optional(k.Optional) {
-			r.reference(t, at+".secretRef.name", resource.KubeSecret, k.Name)
+		for _, n := range t.Needs {
+			// Istio and Kubernetes put their root certificates into every
+			// namespace by these names.
+			if n.Name != "istio-ca-root-cert" && n.Name != "kube-root-ca.crt" && !r.exists(n.Kind, t.namespace, n.Name) {
+				r.addValue(t.object, finding.ReferenceMissing, n.Path, "", "%s %s does not exist in namespace %s; the pod waits for it", n.Kind, n.Name, t.namespace)
+			}
 		}
 	}
-}
-
-func optional(b *bool) bool { return b != nil && *b }
-
-func (r *run) reference(t template, path string, kind resource.Kind, name string) {
-	// Istio puts its root certificate into every namespace by this name.
-	if name == "" || name == "istio-ca-root-cert" || name == "kube-root-ca.crt" || r.exists(kind, t.namespace, name) {
-		return
-	}
-	r.addValue(t.object, finding.ReferenceMissing, path, "", "%s %s does not exist in namespace %s; the pod waits for it", kind, name, t.namespace)
 }
 
 func (r *run) exists(kind resource.Kind, namespace, name string) bool {

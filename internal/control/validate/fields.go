@@ -161,16 +161,16 @@ func kindsNotApplied() map[resource.Kind]string {
 func fieldsNotApplied() map[string]bool {
 	names := []string{
 		"HTTPMatchRequest.stat_prefix", "HTTPRetry.retry_remote_localities",
-		"TrafficPolicy.tunnel", "TrafficPolicy.proxy_protocol", "TrafficPolicy.retry_budget",
-		"LoadBalancerSettings.consistent_hash", "LoadBalancerSettings.locality_lb_setting",
+		"TrafficPolicy.tunnel", "TrafficPolicy.proxy_protocol",
 		"LoadBalancerSettings.zone_aware_lb_setting", "LoadBalancerSettings.warmup",
 		"ConnectionPoolSettings.HTTPSettings.h2_upgrade_policy", "ConnectionPoolSettings.HTTPSettings.use_client_protocol",
 		"ConnectionPoolSettings.HTTPSettings.max_concurrent_streams", "ConnectionPoolSettings.HTTPSettings.http2_keep_alive",
 		"OutlierDetection.outlier_detection_http_error_codes",
 		"Condition.key", // only those of request attributes; see notApplied
-		"Telemetry.access_logging", "Telemetry.metrics",
-		"MetricsOverrides.tag_overrides", "AccessLogging.filter",
-		"IstioIngressListener.tls", "IstioIngressListener.connection_pool", "IstioEgressListener.capture_mode",
+		"Telemetry.metrics", "AccessLogging.filter",
+		"Source.request_principals", "Source.not_request_principals", // no token is verified yet
+		"Sidecar.ingress",
+		"IstioEgressListener.capture_mode",
 		"Sidecar.inbound_connection_pool", "OutboundTrafficPolicy.egress_proxy",
 		"ServerTLSSettings.verify_certificate_spki", "ServerTLSSettings.verify_certificate_hash", "ServerTLSSettings.ca_crl",
 		"ServerTLSSettings.cipher_suites", "ClientTLSSettings.ca_crl",

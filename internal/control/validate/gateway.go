@@ -106,8 +106,8 @@ func (c *checker) serverTLS(path string, s *networkingv1.Server) {
 		if credential || t.ServerCertificate != "" {
 			c.add(finding.InvalidTLS, at, "", "mode %s never opens the TLS connection, so certificates have no effect", t.Mode)
 		}
-		if protocol == "HTTPS" && t.Mode == networkingv1alpha3.ServerTLSSettings_AUTO_PASSTHROUGH {
-			c.add(finding.InvalidTLS, at, "use protocol TLS", "mode AUTO_PASSTHROUGH needs protocol TLS")
+		if t.Mode == networkingv1alpha3.ServerTLSSettings_AUTO_PASSTHROUGH {
+			c.addValue(finding.FieldNotApplied, at+".mode", "", "mode AUTO_PASSTHROUGH is read and not applied by this version of Lateen: the server is not opened")
 		}
 	}
 }
@@ -150,6 +150,8 @@ func (c *checker) resolution(s *networkingv1.ServiceEntry, wildcard bool) {
 		if none && len(s.Addresses) == 0 {
 			c.add(finding.InvalidResolution, "spec.resolution", "list endpoints, or use resolution DNS", "resolution STATIC needs endpoints, a workloadSelector or addresses")
 		}
+	case networkingv1alpha3.ServiceEntry_DYNAMIC_DNS:
+		c.addValue(finding.FieldNotApplied, "spec.resolution", "", "resolution DYNAMIC_DNS is read and not applied by this version of Lateen: the hosts cannot be called")
 	case networkingv1alpha3.ServiceEntry_DNS, networkingv1alpha3.ServiceEntry_DNS_ROUND_ROBIN:
 		if none && wildcard {
 			c.add(finding.InvalidResolution, "spec.resolution", "use resolution NONE or DYNAMIC_DNS, or list endpoints",

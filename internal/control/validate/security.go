@@ -25,6 +25,12 @@ func (c *checker) authorizationPolicy(p *securityv1.AuthorizationPolicy) {
 	case !custom && p.GetProvider() != nil:
 		c.add(finding.InvalidPolicy, "spec.provider", "", "spec.provider only stands with action CUSTOM")
 	}
+	switch p.Action {
+	case securityv1beta1.AuthorizationPolicy_CUSTOM:
+		c.addValue(finding.FieldNotApplied, "spec.action", "", "this version of Lateen asks no external authorizer: what the policy matches is denied")
+	case securityv1beta1.AuthorizationPolicy_AUDIT:
+		c.addValue(finding.FieldNotApplied, "spec.action", "", "this version of Lateen writes no audit records: the policy has no effect")
+	}
 	if len(p.Rules) == 0 {
 		switch p.Action {
 		case securityv1beta1.AuthorizationPolicy_ALLOW:
