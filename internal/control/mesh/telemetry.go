@@ -119,6 +119,8 @@ func (m *Mesh) TracingFor(namespace string, labels map[string]string, dir Direct
 	}
 	if names := m.Config.GetDefaultProviders().GetTracing(); len(names) > 0 {
 		t.setProvider(m, names[0])
+	} else {
+		t.Provider = m.legacyProvider()
 	}
 	for _, tel := range m.TelemetriesFor(namespace, labels) {
 		for _, s := range tel.Spec.GetTracing() {
@@ -134,6 +136,36 @@ func (m *Mesh) TracingFor(namespace string, labels map[string]string, dir Direct
 	}
 	t.Sampling = min(max(t.Sampling, 0), 100)
 	return t
+}
+
+// otlpPort is the port of OTLP over gRPC.
+const otlpPort = 4317
+
+// legacyProvider stands in for defaultConfig.tracing.openCensusAgent, whose
+// protocol no proxy speaks any more: the same host by OTLP if it is a service
+// that has the port, else the built-in provider. It is nil when nobody asks.
+func (m *Mesh) legacyProvider() *Provider {
+	agent := m.Config.GetDefaultConfig().GetTracing().GetOpenCensusAgent()
+	if agent == nil {
+		return nil
+	}
+	address := agent.GetAddress()
+	for _, scheme := range []string{"dns:///", "dns://", "dns:"} {
+		address = strings.TrimPrefix(address, scheme)
+	}
+	host, _, _ := strings.Cut(address, ":")
+	for _, h := range []string{host, host + "." + m.DomainSuffix, host + ".svc." + m.DomainSuffix} {
+		for _, s := range m.byHost[h] {
+			if _, ok := s.Port(otlpPort); ok {
+				return &Provider{Name: "openCensusAgent", Config: &meshconfigpb.MeshConfig_ExtensionProvider{
+					Name: "openCensusAgent", Provider: &meshconfigpb.MeshConfig_ExtensionProvider_Opentelemetry{
+						Opentelemetry: &meshconfigpb.MeshConfig_ExtensionProvider_OpenTelemetryTracingProvider{Service: h, Port: otlpPort},
+					},
+				}}
+			}
+		}
+	}
+	return &Provider{Name: "openCensusAgent", Hub: true}
 }
 
 func (t *Tracing) merge(m *Mesh, s *telemetrypb.Tracing) {

@@ -406,3 +406,53 @@ var referenceCases = []referenceCase{
 	{folder: "20-precedence", node: "sidecar-go-app"},
 	{folder: "20-precedence", node: "sidecar-none"},
 }
+
+// TestAuthorizationReference compares every authorization filter with the
+// recording one by one, external authorization apart, which TestReference has
+// to excuse as a whole.
+func TestAuthorizationReference(t *testing.T) {
+	dir := referenceDir(t)
+	input := []string{
+		readText(t, filepath.Join(dir, "01-baseline", "input.yaml")), kubernetesService,
+		readText(t, filepath.Join(dir, "06-authorization", "input.yaml")),
+	}
+	m, _ := mesh.Build(mesh.Input{Objects: decode(t, input...)}, nil)
+	for _, node := range []string{"sidecar-go-app", "sidecar-frontend"} {
+		res := translate.Build(m, referenceNode(t, dir, node))
+		changed, _ := loadReference(t, dir, referenceCase{folder: "06-authorization", node: node})
+		want := rbacFilters(changed["listeners"]["virtualInbound"])
+		got := rbacFilters(toJSON(t, res.ByType[translate.ListenerType]["virtualInbound"]))
+		if len(want) == 0 {
+			t.Fatalf("%s: the reference has no authorization", node)
+		}
+		var diffs []string
+		compare(node, got, want, &diffs)
+		if len(diffs) > 0 {
+			t.Errorf("%d differences:\n%s", len(diffs), strings.Join(diffs[:min(len(diffs), 10)], "\n"))
+		}
+	}
+}
+
+// rbacFilters lists the authorization filters of a listener, chain by chain,
+// without those that belong to external authorization.
+func rbacFilters(listener any) []any {
+	var out []any
+	add := func(list any) {
+		filters, _ := list.([]any)
+		for _, f := range filters {
+			name, _ := f.(map[string]any)["name"].(string)
+			data, _ := json.Marshal(f)
+			if strings.HasSuffix(name, ".rbac") && !strings.Contains(string(data), "istio-ext-authz") {
+				out = append(out, f)
+			}
+		}
+	}
+	for _, c := range listener.(map[string]any)["filter_chains"].([]any) {
+		out = append(out, c.(map[string]any)["filter_chain_match"])
+		add(c.(map[string]any)["filters"])
+		for _, f := range c.(map[string]any)["filters"].([]any) {
+			add(f.(map[string]any)["typed_config"].(map[string]any)["http_filters"])
+		}
+	}
+	return out
+}
