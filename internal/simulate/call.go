@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"lateen.dev/lateen/internal/control/mesh"
 	"lateen.dev/lateen/internal/proxy/message"
 	"lateen.dev/lateen/internal/proxy/upstream"
 	"lateen.dev/lateen/internal/xdspb/origin"
@@ -125,8 +126,14 @@ func (w *World) dispatchBare(c *client, p *pod, host string, port uint16, r Requ
 
 // anyEndpoint picks an endpoint of a service at random.
 func (w *World) anyEndpoint(host, namespace string, port uint16) (netip.AddrPort, bool) {
-	svc, ok := w.mesh.ServiceByHost(w.mesh.ResolveHost(host, namespace), namespace)
-	if !ok {
+	var svc *mesh.Service
+	found := false
+	for _, name := range searched(host, namespace) {
+		if svc, found = w.mesh.ServiceByHost(name, namespace); found {
+			break
+		}
+	}
+	if !found {
 		return netip.AddrPort{}, false
 	}
 	endpoints := w.mesh.EndpointsOf(svc, port)

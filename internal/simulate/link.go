@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"crypto/x509"
 	"net/netip"
 
 	"lateen.dev/lateen/internal/bootstrap"
@@ -88,6 +89,7 @@ func (w *World) secure(from, to *pod, t upstream.Target, conn, far *message.Conn
 	far.TLS = &message.TLSInfo{LocalURISAN: serverID, Mutual: conn.TLS.Mutual}
 	if t.TLS.Certificate != "" {
 		far.TLS.PeerURISANs = []string{client}
+		far.TLS.PeerCert = &x509.Certificate{Raw: []byte(client)}
 	}
 	return nil
 }

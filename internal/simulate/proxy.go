@@ -139,13 +139,17 @@ func matchesSAN(v *snapshot.Validation, san string) bool {
 func (x *proxy) resolve(host string) []netip.Addr {
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	table := x.names.GetTable()
-	ns := x.pod.namespace
-	for _, name := range []string{host, host + "." + ns + ".svc.cluster.local", host + ".svc.cluster.local", host + ".cluster.local"} {
+	for _, name := range searched(host, x.pod.namespace) {
 		if entry := table[name]; entry != nil {
 			return parseAddrs(entry.GetIps())
 		}
 	}
 	return nil
+}
+
+// searched lists a name as written and with the search domains of a pod.
+func searched(host, namespace string) []string {
+	return []string{host, host + "." + namespace + ".svc.cluster.local", host + ".svc.cluster.local", host + ".cluster.local"}
 }
 
 func parseAddrs(texts []string) []netip.Addr {
