@@ -9,7 +9,7 @@ LDFLAGS := -s -w -X lateen.dev/lateen/internal/version.Version=$(VERSION)
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check race scenarios bench fuzz fmt lint generate preflight help examples cross
+.PHONY: build demo test check race mutation scenarios bench fuzz fmt lint generate preflight help examples cross
 
 build: ## build bin/lateen and bin/lateen-proxy
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lateen ./cmd/lateen-proxy
@@ -25,6 +25,9 @@ test: build examples ## pass all tests: unit tests and scenarios
 
 scenarios: build ## run the readable specification alone
 	$(GO) test ./scenarios -count=1 -v -run Scenarios
+
+mutation: ## switch off each translated field in turn; some scenario must fail
+	LATEEN_MUTATION=1 $(GO) test ./scenarios -timeout 60m -run Mutation -v
 
 race: ## unit tests of the concurrent packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race ./internal/proxy/... ./internal/control/... ./internal/dns/... ./internal/api/...

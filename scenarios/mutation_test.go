@@ -117,8 +117,8 @@ func clearField(target string) func(*translate.Resources) {
 }
 
 func TestMutation_everyTranslatedFieldIsNoticed(t *testing.T) {
-	if testing.Short() {
-		t.Skip("skipped: -short")
+	if os.Getenv("LATEEN_MUTATION") == "" {
+		t.Skip("skipped: takes minutes; `make mutation` runs it")
 	}
 	all := load(t)
 	runnable := slices.DeleteFunc(all, func(s *scenario.Scenario) bool { return s.Only == "live" })

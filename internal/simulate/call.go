@@ -33,7 +33,7 @@ func (w *World) Call(from, rawURL string, r Request) (Result, error) {
 		return Result{}, fmt.Errorf("call %q: port: %w", rawURL, err)
 	}
 	r.Scheme, r.Authority, r.Path = "http", u.Host, requestTarget(rawURL)
-	w.hops = nil
+	w.hops, w.links = nil, 0
 	c := &client{world: w, start: w.clock.Now()}
 	if err := w.dispatch(c, from, u.Hostname(), uint16(port), r); err != nil {
 		return Result{}, err

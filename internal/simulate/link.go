@@ -178,6 +178,10 @@ func (c *clientConn) Open(r message.Receiver) message.Sender {
 	return (*clientSender)(x)
 }
 
+// maxLinks bounds the exchanges of one call, retries and mirrors included: a
+// configuration in which a proxy calls itself must end.
+const maxLinks = 200
+
 // link carries one exchange: requests one way, responses the other, every event
 // by way of the world's queue.
 type link struct {
@@ -191,7 +195,9 @@ type link struct {
 
 func (x *link) connect(accept server, far *message.Conn) {
 	x.farConn = far
-	x.server = accept(far, (*serverSender)(x))
+	if x.world.links++; x.world.links <= maxLinks {
+		x.server = accept(far, (*serverSender)(x))
+	}
 	if x.server == nil {
 		x.world.later(func() { x.reset(message.ResetTermination, true, false) })
 	}

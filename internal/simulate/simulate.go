@@ -125,6 +125,7 @@ type World struct {
 	queue  []func()
 	hops   []Hop
 	nextID uint64
+	links  int
 	mutate func(*translate.Resources)
 }
 
@@ -230,11 +231,20 @@ func (w *World) trustDomain() string {
 // later runs f after the event in hand, as a loop would in its next round.
 func (w *World) later(f func()) { w.queue = append(w.queue, f) }
 
-// settle runs events, and time as far as needed, until done or limit.
+// maxEvents bounds one call, so that a configuration that makes proxies talk in
+// a circle ends.
+const maxEvents = 20_000
+
+// settle runs events, and time as far as needed, until done, limit or the bound
+// of events.
 func (w *World) settle(done func() bool, limit time.Duration) {
 	end := w.clock.Now() + int64(limit)
-	for {
+	for events := 0; ; {
 		for len(w.queue) > 0 {
+			if events++; events > maxEvents {
+				w.queue = nil
+				return
+			}
 			next := w.queue[0]
 			w.queue = w.queue[1:]
 			next()
@@ -243,7 +253,7 @@ func (w *World) settle(done func() bool, limit time.Duration) {
 			return
 		}
 		step, armed := w.clock.NextIn()
-		if !armed || w.clock.Now()+int64(step) > end {
+		if events++; events > maxEvents || !armed || w.clock.Now()+int64(step) > end {
 			return
 		}
 		w.clock.Advance(step)
