@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -30,6 +31,12 @@ const (
 	HubGRPC  = "hub-grpc"
 	HubHTTP  = "hub-http"
 )
+
+// ServiceCIDRs are the ranges that the control process gives services addresses
+// from. They must not overlap the pods' 10.77.0.0/16 and fd77::/64.
+func ServiceCIDRs() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("10.78.0.0/16"), netip.MustParsePrefix("fd78::/64")}
+}
 
 // variable carries the sockets: name=descriptor, separated by commas.
 const variable = "LATEEN_LISTENERS"

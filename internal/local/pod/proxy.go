@@ -21,6 +21,7 @@ import (
 
 	"lateen.dev/lateen/internal/api"
 	"lateen.dev/lateen/internal/bootstrap"
+	"lateen.dev/lateen/internal/local/inherit"
 	"lateen.dev/lateen/internal/local/logfile"
 	"lateen.dev/lateen/internal/local/manifest"
 	"lateen.dev/lateen/internal/local/netns"
@@ -245,7 +246,7 @@ func (x *proxy) bootstrap(svidFD, tokenFD, firstListener int) ([]byte, error) {
 	p, m := x.pod, &x.pod.cfg.Manifest.Metadata
 	b := bootstrap.Bootstrap{
 		Role: bootstrap.Sidecar, Capture: bootstrap.CaptureMark, IPs: p.net.IPs,
-		Egress: p.env.Egress, DNS: p.env.DNSAddress, Telemetry: p.env.TelemetryAddress,
+		Egress: p.env.Egress, Networks: append(inherit.ServiceCIDRs(), netns.Pods4, netns.Pods6), DNS: p.env.DNSAddress, Telemetry: p.env.TelemetryAddress,
 		Control: bootstrap.Control{Address: p.env.ControlAddress, RootsPEM: x.roots.RootsPEM},
 		Identity: bootstrap.Identity{
 			TrustDomain: x.roots.TrustDomain, Namespace: m.Namespace,
