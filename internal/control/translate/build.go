@@ -35,6 +35,8 @@ type builder struct {
 	res   map[string]map[string]proto.Message
 	// rules caches the DestinationRule of each host.
 	rules map[string]*mesh.DestinationRule
+	// http are the VirtualServices with HTTP routes, nil until asked for.
+	http []*mesh.VirtualService
 	// origins are the places that resources refer to.
 	origins map[string]mesh.Origin
 	// targets are the inbound ports of the workload, by port.

@@ -167,3 +167,29 @@ func sortedMessages(byName map[string]proto.Message) []proto.Message {
 	}
 	return out
 }
+
+// TestSecretsAreGuarded demands that a proxy is sent no credential by what it
+// says of itself.
+func TestSecretsAreGuarded(t *testing.T) {
+	m := goldenMesh(t)
+	secrets := func(n translate.Node) int { return len(translate.Build(m, n).ByType[translate.SecretType]) }
+	gateway := goldenNodes()["gateway-lateen"]
+	if secrets(gateway) != 1 {
+		t.Errorf("the gateway: got %d secrets, want its one certificate", secrets(gateway))
+	}
+	stranger := gateway
+	stranger.PodName = "nobody"
+	if secrets(stranger) != 0 {
+		t.Error("a pod that nobody knows was sent a secret")
+	}
+	posing := goldenNodes()["frontend-lateen"]
+	posing.Role, posing.Labels = "router", gateway.Labels
+	if secrets(posing) != 0 {
+		t.Error("a sidecar that calls itself a router was sent a secret")
+	}
+	elsewhere := gateway
+	elsewhere.Namespace = "shop"
+	if secrets(elsewhere) != 0 {
+		t.Error("a gateway of another namespace was sent a secret")
+	}
+}

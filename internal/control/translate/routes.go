@@ -137,13 +137,15 @@ func (b *builder) serviceHost(s *mesh.Service, port uint16) *routepb.VirtualHost
 
 // httpServices are the VirtualServices in scope that have HTTP routes.
 func (b *builder) httpServices() []*mesh.VirtualService {
-	var out []*mesh.VirtualService
-	for _, v := range b.scope.VirtualServices {
-		if len(v.HTTP) > 0 {
-			out = append(out, v)
+	if b.http == nil {
+		b.http = []*mesh.VirtualService{}
+		for _, v := range b.scope.VirtualServices {
+			if len(v.HTTP) > 0 {
+				b.http = append(b.http, v)
+			}
 		}
 	}
-	return out
+	return b.http
 }
 
 // defaultRoute leads everything to a service's cluster.

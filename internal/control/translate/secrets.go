@@ -37,7 +37,7 @@ func (b *builder) gatewayTLS(s server) *corepb.TransportSocket {
 	case len(names) > 0:
 		for _, n := range names {
 			common.TlsCertificateSdsSecretConfigs = append(common.TlsCertificateSdsSecretConfigs, gatewaySecret(n))
-			b.addSecret(n, false)
+			b.addSecret(s, n, false)
 		}
 		roots = t.GetCaCertCredentialName()
 		if roots == "" {
@@ -56,7 +56,7 @@ func (b *builder) gatewayTLS(s server) *corepb.TransportSocket {
 		config := fileSecret("file-root:" + t.GetCaCertificates())
 		if roots != "" {
 			config = gatewaySecret(roots)
-			b.addSecret(roots, true)
+			b.addSecret(s, roots, true)
 		}
 		v := validation(exactSANs(t.GetSubjectAltNames()), config)
 		d := v.CombinedValidationContext.GetDefaultValidationContext()
@@ -98,9 +98,9 @@ func tlsVersion(v networkingpb.ServerTLSSettings_TLSProtocol) tlspb.TlsParameter
 // roots for client certificates. Only Secrets of the gateway's own namespace
 // are ever read; one that is missing or incomplete is not sent, and the
 // listener that wants it stays closed.
-func (b *builder) addSecret(name string, roots bool) {
+func (b *builder) addSecret(s server, name string, roots bool) {
 	name = strings.TrimPrefix(name, "kubernetes://")
-	if !b.n.router() || strings.Contains(name, "/") {
+	if !b.n.router() || strings.Contains(name, "/") || !b.entitled(s) {
 		return
 	}
 	out := &tlspb.Secret{Name: "kubernetes://" + name}
@@ -123,6 +123,15 @@ func (b *builder) addSecret(name string, roots bool) {
 		}}
 	}
 	b.add(SecretType, out.GetName(), out)
+}
+
+// entitled reports whether the node may have the credentials of a server. What
+// a node says of itself grants nothing: its pod must be known, and the Gateway
+// must select that pod by labels.
+func (b *builder) entitled(s server) bool {
+	w, ok := b.m.Workload(b.n.Namespace, b.n.PodName)
+	selector := s.gateway.Spec.GetSelector()
+	return ok && len(selector) > 0 && labelsMatch(selector, w.Labels)
 }
 
 func inlineBytes(v []byte) *corepb.DataSource {
