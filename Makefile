@@ -57,7 +57,7 @@ preflight: ## say what this machine can do and install what CI needs
 	bash tools/preflight.sh
 
 generate: ## regenerate protobuf code (needs protoc and protoc-gen-go)
-	for p in nds origin; do protoc -I internal/xdspb/$$p --go_out=internal/xdspb/$$p --go_opt=paths=source_relative $$p.proto; done
+	for p in nds origin istioca; do protoc -I internal/xdspb/$$p --go_out=internal/xdspb/$$p --go_opt=paths=source_relative $$p.proto; done
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12

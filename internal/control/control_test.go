@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -66,9 +67,27 @@ spec:
 `
 
 func newPlane(t *testing.T) *plane {
+	leak(t)
 	p := &plane{t: t, dir: t.TempDir(), data: filepath.Join(t.TempDir(), ".lateen")}
 	p.write("services.yaml", services)
 	return p
+}
+
+// leak fails the test when goroutines outlive what is registered for cleanup
+// after it.
+func leak(t *testing.T) {
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() {
+		deadline := time.Now().Add(5 * time.Second)
+		for runtime.NumGoroutine() > before {
+			if time.Now().After(deadline) {
+				buf := make([]byte, 1<<20)
+				t.Errorf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
 }
 
 func (p *plane) write(name, text string) {

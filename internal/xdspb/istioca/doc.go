@@ -5,10 +5,6 @@
 // The messages equal those of istio.io/api/security/v1alpha1. They are
 // generated here so that the proxy need not link istio.io/api; the two packages
 // register the same names and must never be linked into one program. They are
-// generated from istioca.proto by
-//
-//	python -m grpc_tools.protoc -I. --go_out=. --go_opt=paths=source_relative istioca.proto
-//
-// with the protoc and protoc-gen-go named in the head of istioca.pb.go. The
-// service, a single unary call, is written by hand in service.go.
+// generated from istioca.proto by `make generate`; the service, a single unary
+// call, is written by hand in service.go.
 package istioca
