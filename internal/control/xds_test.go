@@ -235,7 +235,9 @@ func TestXDS_editsReachTheProxyAndCommentsDoNot(t *testing.T) {
 	x.reset()
 	before := x.state()
 	p.write("vs.yaml", "# a comment\n"+strings.ReplaceAll(virtualService, "NAME", "good"))
-	p.wait("the origins", func() bool { return x.state()[translate.OriginType]["origins"] != before[translate.OriginType]["origins"] })
+	p.wait("the origins", func() bool {
+		return x.state()[translate.OriginType]["origins"] != before[translate.OriginType]["origins"]
+	})
 	p.synced("client-1.default")
 	if got := x.reset(); len(got) != 1 || got[translate.OriginType] != 1 {
 		t.Errorf("a comment pushed %v", got)

@@ -1,5 +1,7 @@
 package finding
 
+import "sync"
+
 // Codes of reading files and decoding objects.
 const (
 	Unreadable      = "LAT0001"
@@ -152,8 +154,11 @@ const (
 	AddressesFull    = "LAT0603"
 )
 
-// Codes returns the registry of all codes, in order.
-func Codes() []Code {
+// Codes returns the registry of all codes, in order. It must not be changed.
+func Codes() []Code { return allCodes() }
+
+// allCodes is made once, since every finding is looked up in it.
+var allCodes = sync.OnceValue(func() []Code {
 	var all []Code
 	all = append(all, decodingCodes()...)
 	all = append(all, schemaCodes()...)
@@ -163,7 +168,7 @@ func Codes() []Code {
 	all = append(all, workloadCodes()...)
 	all = append(all, collectorCodes()...)
 	return append(all, controlCodes()...)
-}
+})
 
 func controlCodes() []Code {
 	return []Code{

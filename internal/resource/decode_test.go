@@ -215,3 +215,19 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestNearest_countsLetters(t *testing.T) {
+	check := func(name, want string) {
+		t.Helper()
+		if got := Nearest(name, []string{"cart", "host", "subset", "readinessProbe"}); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+	check("crat", "cart")
+	check("carts", "cart")
+	check("port", "")
+	check("Subset", "subset")
+	check("subnet", "subset")
+	check("readinesProb", "readinessProbe")
+	check("", "")
+}

@@ -3,6 +3,7 @@ package resource
 import (
 	"reflect"
 	"strings"
+	"sync"
 
 	networkingv1 "istio.io/api/networking/v1"
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
@@ -78,13 +79,17 @@ type KindInfo struct {
 // Istio reports whether the kind is one of Istio's.
 func (k KindInfo) Istio() bool { return k.message != nil }
 
-// Kinds returns the registry in the order the documentation lists it.
-func Kinds() []KindInfo {
+// Kinds returns the registry in the order the documentation lists it. It must
+// not be changed.
+func Kinds() []KindInfo { return allKinds() }
+
+// allKinds is made once, since every object is looked up in it several times.
+var allKinds = sync.OnceValue(func() []KindInfo {
 	var all []KindInfo
 	all = append(all, istioKinds()...)
 	all = append(all, kubernetesKinds()...)
 	return append(all, otherKinds()...)
-}
+})
 
 func istioKinds() []KindInfo {
 	three := []string{"v1", "v1beta1", "v1alpha3"}

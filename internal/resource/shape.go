@@ -124,8 +124,9 @@ func nearest(name string, candidates []string) string {
 // Nearest returns the candidate that a mistyped name most likely means, or "".
 func Nearest(name string, candidates []string) string { return nearest(name, candidates) }
 
-// distance is the Levenshtein distance of a and b without regard to ASCII case
-// differences beyond a cost of 1 in total, cut off at limit.
+// distance is the number of letters to insert, remove, replace or swap with
+// their neighbour to get from a to b, cut off at limit. A difference in ASCII
+// case alone counts 1.
 func distance(a, b string, limit int) int {
 	if len(a)-len(b) >= limit || len(b)-len(a) >= limit {
 		return limit
@@ -133,22 +134,27 @@ func distance(a, b string, limit int) int {
 	if a != b && asciiLower(a) == asciiLower(b) {
 		return min(1, limit)
 	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	var before []int
+	last := make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
 	}
 	for i := range len(a) {
-		prev := row[0]
+		row := make([]int, len(b)+1)
 		row[0] = i + 1
 		for j := range len(b) {
 			cost := 1
 			if a[i] == b[j] {
 				cost = 0
 			}
-			prev, row[j+1] = row[j+1], min(row[j]+1, row[j+1]+1, prev+cost)
+			row[j+1] = min(row[j]+1, last[j+1]+1, last[j]+cost)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
 		}
+		before, last = last, row
 	}
-	return min(row[len(b)], limit)
+	return min(last[len(b)], limit)
 }
 
 func asciiLower(s string) string {

@@ -163,7 +163,11 @@ func (r *run) similarHost(host, namespace string) string {
 
 // hostHint says what a host that does not exist may mean.
 func (r *run) hostHint(host, namespace string) string {
-	name, _, _ := strings.Cut(host, ".")
+	name, rest, _ := strings.Cut(host, ".")
+	if r.kubernetesHost(host) && !strings.HasSuffix(host, ".svc."+r.mesh.DomainSuffix) {
+		ns, _, _ := strings.Cut(rest, ".")
+		return fmt.Sprintf("hosts with a dot are taken as they are: write %q", r.mesh.ServiceHost(name, ns))
+	}
 	if others := r.elsewhere(name, namespace); len(others) > 0 && (!strings.Contains(host, ".") || strings.HasSuffix(host, ".svc."+r.mesh.DomainSuffix)) {
 		return fmt.Sprintf("Service %s exists in namespace %s: write %s.%s", name, others[0], name, others[0])
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -69,7 +70,7 @@ type deprecation struct {
 
 // deprecations are the fields that old manifests still have. What Istio still
 // applies is an Info, what it leaves out in silence a Warning.
-func deprecations() map[string]deprecation {
+var deprecations = sync.OnceValue(func() map[string]deprecation {
 	applied := func(instead string) deprecation {
 		return deprecation{finding.DeprecatedField, "%s is deprecated; it still applies", "write " + instead}
 	}
@@ -107,7 +108,7 @@ func deprecations() map[string]deprecation {
 			"define an extensionProvider of kind opentelemetry with the same host and port 4317",
 		},
 	}
-}
+})
 
 func (c *checker) deprecated(m proto.Message) { c.deprecatedAt(m, "spec") }
 
@@ -134,7 +135,7 @@ func lastName(path string) string {
 
 // kindsNotApplied are the kinds that are decoded and validated without having
 // an effect yet.
-func kindsNotApplied() map[resource.Kind]string {
+var kindsNotApplied = sync.OnceValue(func() map[resource.Kind]string {
 	all := map[resource.Kind]string{
 		resource.EnvoyFilter:           "",
 		resource.WasmPlugin:            "",
@@ -154,11 +155,11 @@ func kindsNotApplied() map[resource.Kind]string {
 		}
 	}
 	return all
-}
+})
 
 // fieldsNotApplied are the fields of applied kinds that have no effect yet, by
 // message and field. Those of deprecations are not repeated.
-func fieldsNotApplied() map[string]bool {
+var fieldsNotApplied = sync.OnceValue(func() map[string]bool {
 	names := []string{
 		"HTTPMatchRequest.stat_prefix", "HTTPRetry.retry_remote_localities",
 		"TrafficPolicy.tunnel", "TrafficPolicy.proxy_protocol",
@@ -181,7 +182,7 @@ func fieldsNotApplied() map[string]bool {
 		out[n] = true
 	}
 	return out
-}
+})
 
 // notApplied reports what is decoded and has no effect yet, so that nothing is
 // left out in silence.

@@ -318,7 +318,7 @@ func (c *checker) fault(path string, f *networkingv1.HTTPFaultInjection) {
 	}
 	if d := f.Delay; d != nil {
 		c.percent(path+".delay.percentage.value", d.Percentage.GetValue())
-		c.percent(path+".delay.percent", float64(d.Percent))
+		c.percent(path+".delay.percent", float64(d.Percent)) //nolint:staticcheck // Istio still applies it
 		if d.GetFixedDelay() == nil && d.GetExponentialDelay() == nil {
 			c.add(finding.InvalidFault, path+".delay", "", "%s.delay has no fixedDelay", path)
 		}
