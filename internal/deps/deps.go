@@ -20,7 +20,6 @@ import (
 	_ "go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	_ "go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	_ "go.opentelemetry.io/otel/sdk/trace"
-	_ "golang.org/x/sys/unix"
 	_ "k8s.io/client-go/kubernetes"
 	_ "pgregory.net/rapid"
 	_ "sigs.k8s.io/gateway-api/apis/v1"

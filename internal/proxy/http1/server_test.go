@@ -537,3 +537,36 @@ func TestServer_lostConnectionResetsTheExchangeOnce(t *testing.T) {
 	}
 	x.Sender.SendHead(mt.Response(200), true) // must be ignored
 }
+
+// A connection that is lost at any byte ends its exchange exactly once, and
+// nothing is delivered afterwards (B078).
+func TestServer_lossAtEveryByte(t *testing.T) {
+	in := "POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" + chunked("3\r\nabc\r\n0\r\nt: v\r\n\r\n") + get()
+	for n := range len(in) + 1 {
+		for _, lose := range []func(*mt.Transport){
+			func(tr *mt.Transport) { tr.FeedError(mt.ErrReset) },
+			func(tr *mt.Transport) { tr.FeedEOF(); tr.FeedError(mt.ErrReset) },
+		} {
+			f := newFixture(ServerOptions{})
+			f.a.Prepare = func(r *mt.Receiver) {
+				r.HeadHook = func(*message.Head, bool) { r.Sender.SendHead(mt.Response(200), false) }
+				r.EndHook = func() {
+					if len(f.a.Exchanges) < 3 {
+						r.Sender.SendData([]byte("x"), true)
+					}
+				}
+			}
+			f.t.Feed([]byte(in[:n]))
+			lose(f.t)
+			if !f.a.Closed {
+				t.Fatalf("%d bytes: the acceptor does not know", n)
+			}
+			for i, x := range f.a.Exchanges {
+				if log := strings.Join(x.Log, "; "); strings.Contains(log, "AFTER") || strings.Contains(log, "SECOND") ||
+					x.Ended == x.WasReset && i < 2 || i == 2 && !x.WasReset {
+					t.Fatalf("%d bytes: exchange %d saw %s", n, i, log)
+				}
+			}
+		}
+	}
+}

@@ -96,10 +96,8 @@ func specRequest(head string, lim Limits) (canonical string, ok bool) {
 		return "", false
 	}
 	method, target, old := m[1], m[2], m[3] == "0"
-	for _, c := range []byte(target) {
-		if c <= ' ' || c >= 0x7f || c == '#' {
-			return "", false
-		}
+	if strings.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '#' }) {
+		return "", false
 	}
 	hosts := values(fs, "host")
 	if len(hosts) > 1 || len(hosts) == 0 && !old {

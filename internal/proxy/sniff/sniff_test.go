@@ -98,6 +98,20 @@ func TestClientHello_everyPrefixNeedsMoreUntilItMatches(t *testing.T) {
 	}
 }
 
+// unusual says that p is more than we are willing to put together, or has
+// record headers that no TLS stack sends and crypto/tls lets pass.
+func unusual(p []byte) bool {
+	records := 0
+	for whole := p; len(whole) >= recordHeader; records++ {
+		n := int(whole[3])<<8 | int(whole[4])
+		if whole[1] != 3 || whole[2] > 4 || n == 0 || n > maxRecord {
+			return true
+		}
+		whole = whole[min(len(whole), recordHeader+n):]
+	}
+	return records > maxRecords || len(p) > MaxHello
+}
+
 // Where crypto/tls reads a ClientHello we must read the same names; where we
 // see one that it does not, it is malformed in parts we do not look at.
 func FuzzClientHello(f *testing.F) {
@@ -110,8 +124,8 @@ func FuzzClientHello(f *testing.F) {
 		if !ok {
 			return
 		}
-		if len(p) > MaxHello || len(p) > maxRecords*recordHeader+1 && v == NoMatch {
-			return // perhaps more than we are willing to put together
+		if v == NoMatch && unusual(p) {
+			return
 		}
 		if v != Match {
 			// crypto/tls leaves the characters of the name to its caller.
