@@ -94,7 +94,8 @@ func Mesh(cfg *tls.Config) *tls.Config {
 // consumed from c already, nil if nothing was. done is called once on the loop
 // of c, never out of this call: with a Transport that has no handler yet, or
 // with an error after c was closed. The Pool owns c until then; aborting c makes
-// the handshake fail. Call it on the loop of c.
+// the handshake fail. When the loop stops first, done is not called: nothing is
+// left to run it. Call it on the loop of c.
 func (p *Pool) Server(c *loop.Conn, prefix []byte, cfg *tls.Config, done func(message.Transport, error)) {
 	s := newShake(p, c, done)
 	cfg = s.observe(cfg, false)
