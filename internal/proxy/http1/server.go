@@ -261,6 +261,9 @@ func (s *Server) begin(m *meta) *Error {
 		}
 		h.SetAuthorityString(host)
 	}
+	if s.served == 0 {
+		s.t.Conn().Protocol = m.version
+	}
 	s.served++
 	s.isHead = string(h.Method()) == "HEAD"
 	s.teTrailers = m.teTrailers
