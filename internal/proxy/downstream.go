@@ -323,6 +323,7 @@ func (d *downstream) refuse(flags record.Flags, details string) {
 // serveHTTP puts the codec on the connection.
 func (d *downstream) serveHTTP() {
 	d.site = &stream.Site{Snapshot: d.w.snap, Listener: d.listener, Manager: d.chain.HTTP, Gateway: d.rec.Gateway}
+	d.transport.Conn().Protocol = message.HTTP11
 	d.h1 = http1.NewServer(d.transport, d, d.w.codec.server(d.chain.HTTP))
 }
 

@@ -90,8 +90,12 @@ type Site struct {
 // defaultReplay is the request body kept for a retry.
 const defaultReplay = 64 << 10
 
-// freeExchanges bounds the exchanges kept for reuse by a loop.
-const freeExchanges = 1024
+// freeExchanges bounds the exchanges kept for reuse by a loop, and keepBody the
+// replay buffer that one may keep: together at most 4 MiB.
+const (
+	freeExchanges = 256
+	keepBody      = 16 << 10
+)
 
 // Active is the number of exchanges that are not recorded yet.
 func (e *Env) Active() int { return e.active }
@@ -362,7 +366,7 @@ func (x *Exchange) recycle() {
 func (x *Exchange) reset() {
 	attempts, tried, body, mirrors := x.rec.Attempts[:0], x.tried[:0], x.body[:0], x.mirrors[:0]
 	clear(attempts[:cap(attempts)])
-	if cap(body) > defaultReplay {
+	if cap(body) > keepBody {
 		body = nil
 	}
 	trailers, resp := x.reqTrailers, x.respHead
