@@ -132,6 +132,7 @@ func (a *Agent) assemble() error {
 	})
 	a.records = record.NewSet(record.Options{
 		Identity: record.IdentityOf(a.boot, version.Version), Exporter: a.exporter, Origins: a.config.place, Log: a.log,
+		HubLogs: a.boot.Telemetry != "",
 	})
 	po := proxy.Options{
 		Bootstrap: a.boot, Secrets: a.secrets, Handshakes: mtls.NewPool(mtls.Options{}),
