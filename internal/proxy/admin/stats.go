@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"regexp"
 	"runtime"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -30,8 +31,9 @@ func (s *server) values() []Stat {
 		Stat{"server.live", live, true},
 		Stat{"server.memory_allocated", m.HeapAlloc, true},
 	)
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	return out
+	sort.SliceStable(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	// A name given twice would make the Prometheus text invalid; the first wins.
+	return slices.CompactFunc(out, func(a, b Stat) bool { return a.Name == b.Name })
 }
 
 func (s *server) stats(w http.ResponseWriter, r *http.Request) {

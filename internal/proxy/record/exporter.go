@@ -91,8 +91,8 @@ type sender struct {
 	wake chan struct{}
 
 	// Used by the sender's goroutine alone.
-	conn   transport
-	warned time.Time
+	conn              transport
+	connected, warned time.Time
 
 	// Guarded by e.mu.
 	queue []chunk

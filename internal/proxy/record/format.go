@@ -17,12 +17,33 @@ const DefaultFormat = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PAT
 	"\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% " +
 	"%DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n"
 
-// Env is what command operators may ask beside the record.
+// Env is what command operators may ask beside the record. Functions may be nil.
 type Env struct {
 	Getenv   func(string) string
 	Origins  func(snapshot.Origin) string
 	Hostname string
 	Identity *Identity
+}
+
+func (e *Env) getenv(name string) string {
+	if e == nil || e.Getenv == nil {
+		return ""
+	}
+	return e.Getenv(name)
+}
+
+func (e *Env) origin(o snapshot.Origin) string {
+	if e == nil || e.Origins == nil {
+		return ""
+	}
+	return e.Origins(o)
+}
+
+func (e *Env) hostname() string {
+	if e == nil {
+		return ""
+	}
+	return e.Hostname
 }
 
 // Format is a compiled string with Envoy's command operators (%PROTOCOL%).
@@ -160,7 +181,7 @@ func operator(name, arg string) (op opFunc, numeric bool, err error) {
 	case "METADATA", "DYNAMIC_METADATA", "CLUSTER_METADATA", "UPSTREAM_METADATA":
 		return metadataOperator(name, arg), false, nil
 	case "ENVIRONMENT":
-		return func(b []byte, _ *Record, env *Env) ([]byte, bool) { return str(b, env.Getenv(arg)) }, false, nil
+		return func(b []byte, _ *Record, env *Env) ([]byte, bool) { return str(b, env.getenv(arg)) }, false, nil
 	case "COMMON_DURATION":
 		op, err = commonDuration(arg)
 		return op, true, err
@@ -312,7 +333,7 @@ func textOperators(name string) opFunc {
 			return str(b, rec.Conn.SNI)
 		}
 	case "HOSTNAME":
-		return func(b []byte, _ *Record, env *Env) ([]byte, bool) { return str(b, env.Hostname) }
+		return func(b []byte, _ *Record, env *Env) ([]byte, bool) { return str(b, env.hostname()) }
 	case "TRACE_ID":
 		return func(b []byte, rec *Record, _ *Env) ([]byte, bool) {
 			if !rec.Trace.HasTrace() {
@@ -352,7 +373,7 @@ func originOperators(name string) opFunc {
 				return b, false
 			}
 			b = append(b, rec.Decider...)
-			if at := env.Origins(rec.Decider); at != "" {
+			if at := env.origin(rec.Decider); at != "" {
 				b = append(append(append(b, " ("...), at...), ')')
 			}
 			return b, true
@@ -364,7 +385,7 @@ func originOperators(name string) opFunc {
 			if rec.Decider == "" {
 				return b, false
 			}
-			return str(b, env.Origins(rec.Decider))
+			return str(b, env.origin(rec.Decider))
 		}
 	case "LATEEN_POLICY":
 		return func(b []byte, rec *Record, _ *Env) ([]byte, bool) { return str(b, rec.Policy) }

@@ -341,6 +341,32 @@ func TestExporter_accountsUnderFailure(t *testing.T) {
 	}
 }
 
+func TestExporter_keepsItsConnection(t *testing.T) {
+	var s sink
+	addr := serve(t, &s)
+	var dials, resolves int // used by the sender's goroutine, read after Close
+	set, r, e := setup(t, ExporterOptions{
+		Resolve: func(string) (Target, error) { resolves++; return Target{Address: addr}, nil },
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			dials++
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		},
+	})
+	tr := tracing(100)
+	tr.Cluster = "outbound|4317||otel.observability.svc.cluster.local"
+	for range 3 {
+		rec := exchange(tr)
+		rec.Manager = &snapshot.HTTPManager{}
+		r.Done(rec)
+		set.Flush(t.Context())
+		e.Drain(t.Context())
+	}
+	e.Close()
+	if dials != 1 || resolves != 1 || len(s.spans) != 9 {
+		t.Errorf("%d dials and %d look-ups for 3 requests, %d spans", dials, resolves, len(s.spans))
+	}
+}
+
 func TestExporter_unreachableExpires(t *testing.T) {
 	set, r, e := setup(t, ExporterOptions{Hub: "127.0.0.1:1", Backoff: time.Millisecond, MaxElapsed: 20 * time.Millisecond, Timeout: 100 * time.Millisecond})
 	rec := exchange(tracing(100))
@@ -470,6 +496,7 @@ func TestRun_flushesByItself(t *testing.T) {
 	posts, stopped := make(chan func(), 16), make(chan struct{})
 	r := set.Recorder(func(f func()) { posts <- f })
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	go func() { set.Run(ctx); close(stopped) }()
 	posts <- func() {
 		rec := exchange(tracing(100))
@@ -528,6 +555,7 @@ func FuzzSpanEncoding(f *testing.F) {
 
 func FuzzParseFormat(f *testing.F) {
 	f.Add(DefaultFormat)
+	f.Add("%LATEEN_ORIGIN%%LATEEN_ORIGIN_SOURCE%%ENVIRONMENT(X)%%HOSTNAME%")
 	f.Add("%START_TIME(%Y%f%3f%E3S)%%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%%REQ(a?b):3%%%")
 	env := &Env{Getenv: func(string) string { return "" }, Origins: func(snapshot.Origin) string { return "" }}
 	rec := exchange(nil)
@@ -535,6 +563,8 @@ func FuzzParseFormat(f *testing.F) {
 		if p, err := ParseFormat(s); err == nil {
 			p.Append(nil, rec, env)
 			p.Append(nil, &Record{}, env)
+			p.Append(nil, rec, &Env{})
+			p.Append(nil, rec, nil)
 		}
 	})
 }

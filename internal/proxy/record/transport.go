@@ -33,34 +33,45 @@ type result struct {
 // transport sends one assembled request.
 type transport interface {
 	send(ctx context.Context, signal Signal, body []byte) result
-	target() Target
 	close()
 }
 
-// send resolves the destination, renews the connection when its address moved
-// and makes one call.
+// maxConnAge is the age after which a connection is renewed, so that a new
+// endpoint of the destination gets its share.
+const maxConnAge = 5 * time.Minute
+
+// send makes one call. A connection is kept while it serves; after a failure
+// the destination is looked up again.
 func (s *sender) send(signal Signal, body []byte) result {
-	t := Target{Address: s.e.opts.Hub}
-	if s.dest.Cluster != "" {
-		var err error
-		if t, err = s.e.opts.Resolve(s.dest.Cluster); err != nil {
-			return result{err: fmt.Errorf("resolve %s: %w", s.dest.Cluster, err), retry: true}
-		}
-	}
-	if s.conn != nil && s.conn.target() != t {
-		s.conn.close()
-		s.conn = nil
+	if s.conn != nil && time.Since(s.connected) > maxConnAge {
+		s.disconnect()
 	}
 	if s.conn == nil {
+		t := Target{Address: s.e.opts.Hub}
+		if s.dest.Cluster != "" {
+			var err error
+			if t, err = s.e.opts.Resolve(s.dest.Cluster); err != nil {
+				return result{err: fmt.Errorf("resolve %s: %w", s.dest.Cluster, err), retry: true}
+			}
+		}
 		c, err := s.e.connect(t, s.dest)
 		if err != nil {
 			return result{err: err, retry: true}
 		}
-		s.conn = c
+		s.conn, s.connected = c, time.Now()
 	}
 	ctx, cancel := context.WithTimeout(s.e.ctx, s.e.opts.Timeout)
 	defer cancel()
-	return s.conn.send(ctx, signal, body)
+	r := s.conn.send(ctx, signal, body)
+	if r.retry && r.after == 0 {
+		s.disconnect()
+	}
+	return r
+}
+
+func (s *sender) disconnect() {
+	s.conn.close()
+	s.conn = nil
 }
 
 func (e *Exporter) connect(t Target, d Destination) (transport, error) {
@@ -85,7 +96,7 @@ func (e *Exporter) connect(t Target, d Destination) (transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("OTLP client for %s: %w", t.Address, err)
 	}
-	return &grpcTransport{conn: c, to: t}, nil
+	return &grpcTransport{conn: c}, nil
 }
 
 // rawCodec passes bytes through: requests are encoded already, answers are
@@ -105,11 +116,9 @@ func (rawCodec) Name() string { return "proto" }
 
 type grpcTransport struct {
 	conn *grpc.ClientConn
-	to   Target
 }
 
-func (g *grpcTransport) target() Target { return g.to }
-func (g *grpcTransport) close()         { g.conn.Close() }
+func (g *grpcTransport) close() { g.conn.Close() }
 
 var grpcMethods = [signalCount]string{
 	Traces:  "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -226,7 +235,6 @@ type httpTransport struct {
 	client *http.Client
 	url    string
 	host   string
-	to     Target
 }
 
 func (e *Exporter) connectHTTP(t Target, d Destination) transport {
@@ -247,11 +255,10 @@ func (e *Exporter) connectHTTP(t Target, d Destination) transport {
 			return tc, nil
 		}
 	}
-	return &httpTransport{client: &http.Client{Transport: rt}, url: scheme + "://" + t.Address + d.Path, host: d.Authority, to: t}
+	return &httpTransport{client: &http.Client{Transport: rt}, url: scheme + "://" + t.Address + d.Path, host: d.Authority}
 }
 
-func (h *httpTransport) target() Target { return h.to }
-func (h *httpTransport) close()         { h.client.CloseIdleConnections() }
+func (h *httpTransport) close() { h.client.CloseIdleConnections() }
 
 func (h *httpTransport) send(ctx context.Context, _ Signal, body []byte) result {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.url, bytes.NewReader(body))

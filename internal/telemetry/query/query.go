@@ -102,7 +102,11 @@ func reply(w http.ResponseWriter, v any, code int, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
 		w.WriteHeader(code)
-		v = map[string]string{"error": err.Error()}
+		kind := map[int]string{http.StatusNotFound: "not-found", http.StatusBadRequest: "invalid"}[code]
+		if kind == "" {
+			kind = "internal"
+		}
+		v = map[string]string{"code": kind, "message": err.Error()} // as the control API answers
 	}
 	json.NewEncoder(w).Encode(v) //nolint:errcheck // the caller went away
 }
@@ -183,14 +187,14 @@ func (c *Client) get(ctx context.Context, path string, v any) error {
 		return fmt.Errorf("ask the control process: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		var e struct{ Error string }
-		if json.Unmarshal(body, &e) != nil || e.Error == "" {
-			e.Error = resp.Status
+		var e struct{ Code, Message string }
+		if json.Unmarshal(body, &e) != nil || e.Message == "" {
+			e.Message = resp.Status
 		}
-		if resp.StatusCode == http.StatusNotFound {
-			return &answerError{e.Error, store.ErrNotFound}
+		if e.Code == "not-found" {
+			return &answerError{e.Message, store.ErrNotFound}
 		}
-		return errors.New(e.Error)
+		return errors.New(e.Message)
 	}
 	if err := json.Unmarshal(body, v); err != nil {
 		return fmt.Errorf("read the control process's answer: %w", err)
