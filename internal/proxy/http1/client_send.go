@@ -26,13 +26,23 @@ func (c *Client) SendHead(h *message.Head, end bool) {
 	start := len(b)
 	b, lines := appendFields(b, h, f)
 	c.pool.scratch = b
-	// Two spaces and two lines belong to what precedes the fields.
-	if !wellFormed(b, lines+2) || bytes.Count(b[:start], []byte{' '}) != 3 {
+	// Three spaces and two lines belong to what precedes the fields. A rewrite may
+	// have left a target that is none.
+	if !wellFormed(b, lines+2) || bytes.Count(b[:start], []byte{' '}) != 3 || !sendable(h, c.connect) {
 		c.fail(message.ResetCancel, errRequestLine)
 		return
 	}
 	c.sent = end
 	c.t.Write(b)
+}
+
+// sendable says that a request has a method and a target in a form of its own.
+func sendable(h *message.Head, connect bool) bool {
+	if connect {
+		return len(h.Authority()) > 0
+	}
+	p := h.Path()
+	return len(h.Method()) > 0 && len(p) > 0 && (p[0] == '/' || string(p) == "*")
 }
 
 // frame decides how the request body is delimited.

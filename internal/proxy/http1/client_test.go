@@ -170,6 +170,8 @@ func TestClient_frames(t *testing.T) {
 		{"declared, not sent (B014)", body(mt.Request("POST", "a", "/", "content-length", "3")), "aborted"},
 		{"line break in a value", body(mt.Request("GET", "a", "/", "b", "c\r\nd: e")), "aborted"},
 		{"space in the path", body(mt.Request("GET", "a", "/ HTTP/1.1")), "aborted"},
+		{"no path", body(mt.Request("GET", "a", "")), "aborted"},
+		{"path without slash", body(mt.Request("GET", "a", "x")), "aborted"},
 		{"line break in the path", body(mt.Request("GET", "a", "/\r\n")), "aborted"},
 	} {
 		if c.got != c.want {
