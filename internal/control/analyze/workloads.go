@@ -22,7 +22,7 @@ func (r *run) services() {
 		}
 		for i, p := range s.Ports {
 			path := fmt.Sprintf("spec.ports[%d]", i)
-			r.servicePort(o, path, p)
+			r.servicePort(o, path, p, r.gatewayBehind(targets))
 			if p.TargetName == "" || len(s.Selector) == 0 || len(targets) == 0 {
 				continue
 			}
@@ -33,12 +33,24 @@ func (r *run) services() {
 	}
 }
 
-func (r *run) servicePort(o *resource.Object, path string, p mesh.Port) {
+// gatewayBehind reports whether a gateway is among the workloads. What its ports
+// speak is then said by a Gateway, not by the Service.
+func (r *run) gatewayBehind(targets []template) bool {
+	for _, t := range targets {
+		if len(r.mesh.GatewaysFor(t.Labels)) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *run) servicePort(o *resource.Object, path string, p mesh.Port, gateway bool) {
 	at := path
 	if o.Has(path + ".name") {
 		at = path + ".name"
 	}
 	switch {
+	case gateway:
 	case !p.Declared && p.Protocol != mesh.UDP:
 		r.addValue(o, finding.PortName, at, "name it <protocol>[-…], for example http-…, grpc-… or tcp-…, or set appProtocol",
 			"port %d (%s) does not say its protocol, so it is found out from the first bytes", p.Number, named(p.Name))
