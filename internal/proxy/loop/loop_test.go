@@ -445,3 +445,44 @@ func TestLoop_stopTellsEverybody(t *testing.T) {
 		t.Error("Post after the end promised to run")
 	}
 }
+
+func TestOriginalDst_ofAConnectionThatWasNotRedirected(t *testing.T) {
+	for _, where := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0"} {
+		ln, err := net.Listen("tcp", where)
+		if err != nil {
+			t.Logf("%s: skipped: %v", where, err)
+			continue
+		}
+		port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+		target := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
+		if where == "[::1]:0" {
+			target = netip.AddrPortFrom(netip.IPv6Loopback(), port)
+		}
+		c, err := net.Dial("tcp", target.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := s.(*net.TCPConn).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := OriginalDst(int(f.Fd())); err != nil || got != target {
+			t.Errorf("%s: original destination %v, %v; want %v", where, got, err, target)
+		}
+		for _, x := range []io.Closer{f, s, c, ln} {
+			_ = x.Close()
+		}
+	}
+	fd, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OriginalDst(fd[0]); err == nil {
+		t.Error("a unix socket has an original destination")
+	}
+	_, _ = unix.Close(fd[0]), unix.Close(fd[1])
+}
