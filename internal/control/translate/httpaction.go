@@ -40,7 +40,7 @@ func (b *builder) setAction(out *routepb.Route, in *networkingpb.HTTPRoute, at r
 	}
 	a := &routepb.RouteAction{
 		Timeout:        timeout,
-		MaxGrpcTimeout: timeout, //nolint:staticcheck // what Istio sends
+		MaxGrpcTimeout: timeout,
 	}
 	if _, _, host := headerOps(in.GetHeaders().GetRequest()); host != "" {
 		a.HostRewriteSpecifier = &routepb.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host}
@@ -247,8 +247,8 @@ func (b *builder) setMirrors(a *routepb.RouteAction, in *networkingpb.HTTPRoute,
 		switch {
 		case in.GetMirrorPercentage() != nil:
 			share = perMillion(in.GetMirrorPercentage())
-		case in.GetMirrorPercent() != nil: //nolint:staticcheck // deprecated and still in use
-			share = &typepb.FractionalPercent{Numerator: in.GetMirrorPercent().GetValue()} //nolint:staticcheck // as above
+		case in.GetMirrorPercent() != nil:
+			share = &typepb.FractionalPercent{Numerator: in.GetMirrorPercent().GetValue()}
 		}
 		add(d, share)
 	}
@@ -338,7 +338,7 @@ func fault(in *networkingpb.HTTPFaultInjection) *faultpb.HTTPFault {
 			Percentage:         perMillion(d.GetPercentage()),
 		}
 		if d.GetPercentage() == nil {
-			out.Delay.Percentage = &typepb.FractionalPercent{Numerator: uint32(max(d.GetPercent(), 0))} //nolint:staticcheck // deprecated and still in use
+			out.Delay.Percentage = &typepb.FractionalPercent{Numerator: uint32(max(d.GetPercent(), 0))}
 		}
 	}
 	if a := in.GetAbort(); a != nil {
@@ -373,7 +373,7 @@ func cors(in *networkingpb.CorsPolicy) *corspb.CorsPolicy {
 			out.AllowOriginStringMatch = append(out.AllowOriginStringMatch, s)
 		}
 	}
-	for _, o := range in.GetAllowOrigin() { //nolint:staticcheck // deprecated and still in use
+	for _, o := range in.GetAllowOrigin() {
 		if o == "*" {
 			out.AllowOriginStringMatch = append(out.AllowOriginStringMatch, withRegex(".*"))
 		} else {

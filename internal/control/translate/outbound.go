@@ -15,6 +15,7 @@ import (
 
 	"lateen.dev/lateen/internal/bootstrap"
 	"lateen.dev/lateen/internal/control/mesh"
+	"lateen.dev/lateen/internal/control/translate/authz"
 )
 
 // outbound gathers the listeners of a sidecar's outbound side: services share a
@@ -205,7 +206,7 @@ func (b *builder) l4Matches(wantPort uint32, port uint16, gateways []string, lab
 func subnets(list []string) []*corepb.CidrRange {
 	var out []*corepb.CidrRange
 	for _, t := range list {
-		if r, ok := cidr(t); ok {
+		if r, ok := authz.CIDR(t); ok {
 			out = append(out, r)
 		}
 	}

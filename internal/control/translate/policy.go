@@ -269,7 +269,7 @@ func setBalancing(c *clusterpb.Cluster, policy *networkingpb.TrafficPolicy) {
 		return
 	}
 	size := uint64(1024)
-	if n := hash.GetMinimumRingSize(); n > 0 { //nolint:staticcheck // deprecated and still in use
+	if n := hash.GetMinimumRingSize(); n > 0 {
 		size = n
 	}
 	if n := hash.GetRingHash().GetMinimumRingSize(); n > 0 {

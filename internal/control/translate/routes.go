@@ -159,7 +159,7 @@ func (b *builder) defaultRoute(s *mesh.Service, port uint16) *routepb.Route {
 		Action: &routepb.Route_Route{Route: &routepb.RouteAction{
 			ClusterSpecifier: &routepb.RouteAction_Cluster{Cluster: cluster},
 			Timeout:          durationpb.New(0),
-			MaxGrpcTimeout:   durationpb.New(0), //nolint:staticcheck // what Istio sends
+			MaxGrpcTimeout:   durationpb.New(0),
 			RetryPolicy:      b.retryPolicy(nil, len(hash) > 0),
 			HashPolicy:       hash,
 		}},
@@ -190,7 +190,7 @@ func (b *builder) outsideHost() *routepb.VirtualHost {
 			Action: &routepb.Route_Route{Route: &routepb.RouteAction{
 				ClusterSpecifier: &routepb.RouteAction_Cluster{Cluster: passthroughCluster},
 				Timeout:          durationpb.New(0),
-				MaxGrpcTimeout:   durationpb.New(0), //nolint:staticcheck // what Istio sends
+				MaxGrpcTimeout:   durationpb.New(0),
 			}},
 		}},
 	}

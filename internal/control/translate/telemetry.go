@@ -290,7 +290,7 @@ func (b *builder) accessLog(l mesh.AccessLog) *accesslogpb.AccessLog {
 		body = textLogFormat
 	}
 	config := &otellogpb.OpenTelemetryAccessLogConfig{
-		CommonConfig: &grpclogpb.CommonGrpcAccessLogConfig{ //nolint:staticcheck // what Istio sends
+		CommonConfig: &grpclogpb.CommonGrpcAccessLogConfig{
 			LogName: name, TransportApiVersion: corepb.ApiVersion_V3,
 			GrpcService:             b.grpcService(clusterName(uint16(o.GetPort()), "", host), host),
 			FilterStateObjectsToLog: slices.Clone(peerObjects),

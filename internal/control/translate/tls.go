@@ -161,7 +161,7 @@ func validation(sans []*matcherpb.StringMatcher, roots *tlspb.SdsSecretConfig) *
 	return &tlspb.CommonTlsContext_CombinedValidationContext{
 		CombinedValidationContext: &tlspb.CommonTlsContext_CombinedCertificateValidationContext{
 			DefaultValidationContext: &tlspb.CertificateValidationContext{
-				MatchSubjectAltNames: sans, //nolint:staticcheck // what Istio sends; any kind of name may match
+				MatchSubjectAltNames: sans,
 			},
 			ValidationContextSdsSecretConfig: roots,
 		},
@@ -182,10 +182,6 @@ func exactly(s string) *matcherpb.StringMatcher {
 
 func withPrefix(s string) *matcherpb.StringMatcher {
 	return &matcherpb.StringMatcher{MatchPattern: &matcherpb.StringMatcher_Prefix{Prefix: s}}
-}
-
-func withSuffix(s string) *matcherpb.StringMatcher {
-	return &matcherpb.StringMatcher{MatchPattern: &matcherpb.StringMatcher_Suffix{Suffix: s}}
 }
 
 func withRegex(s string) *matcherpb.StringMatcher {

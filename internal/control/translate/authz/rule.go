@@ -1,8 +1,9 @@
-package translate
+package authz
 
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	routepb "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	uripb "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
 	matcherpb "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	securitypb "istio.io/api/security/v1beta1"
 )
@@ -20,10 +22,11 @@ import (
 // that has one matches nothing and is left out; a DENY rule keeps the rest, so
 // that it denies more rather than less.
 type ruleGenerator struct {
-	b         *builder
-	tcp       bool
-	allow     bool
-	namespace string
+	// trustDomains are the mesh's own and its aliases, its own first.
+	trustDomains []string
+	tcp          bool
+	allow        bool
+	namespace    string
 	// impossible is set when the rule cannot match on this kind of chain.
 	impossible bool
 }
@@ -277,7 +280,7 @@ func pathPermission(v string) *rbacpb.Permission {
 	if strings.Contains(v, "{*}") || strings.Contains(v, "{**}") {
 		template := strings.NewReplacer("{**}", "**", "{*}", "*").Replace(v)
 		return &rbacpb.Permission{Rule: &rbacpb.Permission_UriTemplate{UriTemplate: &corepb.TypedExtensionConfig{
-			Name: "uri-template", TypedConfig: pack(&uripb.UriTemplateMatchConfig{PathTemplate: template}),
+			Name: "uri-template", TypedConfig: templateConfig(template),
 		}}}
 	}
 	return &rbacpb.Permission{Rule: &rbacpb.Permission_UrlPath{UrlPath: &matcherpb.PathMatcher{
@@ -295,8 +298,8 @@ func portPermission(v string) *rbacpb.Permission {
 	return &rbacpb.Permission{Rule: &rbacpb.Permission_DestinationPort{DestinationPort: uint32(port)}}
 }
 
-// cidr parses an address or a range; false for neither.
-func cidr(v string) (*corepb.CidrRange, bool) {
+// CIDR parses an address or a range; false for neither.
+func CIDR(v string) (*corepb.CidrRange, bool) {
 	p, err := netip.ParsePrefix(v)
 	if err != nil {
 		a, err := netip.ParseAddr(v)
@@ -309,7 +312,7 @@ func cidr(v string) (*corepb.CidrRange, bool) {
 }
 
 func destinationIP(v string) *rbacpb.Permission {
-	r, ok := cidr(v)
+	r, ok := CIDR(v)
 	if !ok {
 		return &rbacpb.Permission{Rule: &rbacpb.Permission_NotRule{NotRule: anyPermission()}}
 	}
@@ -317,7 +320,7 @@ func destinationIP(v string) *rbacpb.Permission {
 }
 
 func directIP(v string) []*rbacpb.Principal {
-	r, ok := cidr(v)
+	r, ok := CIDR(v)
 	if !ok {
 		return []*rbacpb.Principal{notPrincipal(anyPrincipal())}
 	}
@@ -325,7 +328,7 @@ func directIP(v string) []*rbacpb.Principal {
 }
 
 func remoteIP(v string) []*rbacpb.Principal {
-	r, ok := cidr(v)
+	r, ok := CIDR(v)
 	if !ok {
 		return []*rbacpb.Principal{notPrincipal(anyPrincipal())}
 	}
@@ -349,7 +352,7 @@ func (g *ruleGenerator) principal(v string) []*rbacpb.Principal {
 	}
 	td, rest, ok := strings.Cut(v, "/")
 	domains := []string{td}
-	if own := g.b.trustDomains(); ok && (td == "cluster.local" || contains(own, td)) {
+	if own := g.trustDomains; ok && (td == "cluster.local" || slices.Contains(own, td)) {
 		domains = own
 	}
 	var out []*rbacpb.Principal
@@ -365,15 +368,6 @@ func (g *ruleGenerator) principal(v string) []*rbacpb.Principal {
 		}
 	}
 	return out
-}
-
-func contains(list []string, v string) bool {
-	for _, l := range list {
-		if l == v {
-			return true
-		}
-	}
-	return false
 }
 
 // glob turns * of an authorization value into a regular expression.
@@ -483,4 +477,28 @@ func claim(list []*rbacpb.Principal, path, values, not []string) []*rbacpb.Princ
 
 func anyOf(list ...*matcherpb.ValueMatcher) *matcherpb.ValueMatcher {
 	return &matcherpb.ValueMatcher{MatchPattern: &matcherpb.ValueMatcher_OrMatch{OrMatch: &matcherpb.OrMatcher{ValueMatchers: list}}}
+}
+
+func templateConfig(template string) *anypb.Any {
+	a, err := anypb.New(&uripb.UriTemplateMatchConfig{PathTemplate: template})
+	if err != nil {
+		panic("authz: cannot encode a path template: " + err.Error())
+	}
+	return a
+}
+
+func exactly(s string) *matcherpb.StringMatcher {
+	return &matcherpb.StringMatcher{MatchPattern: &matcherpb.StringMatcher_Exact{Exact: s}}
+}
+
+func withPrefix(s string) *matcherpb.StringMatcher {
+	return &matcherpb.StringMatcher{MatchPattern: &matcherpb.StringMatcher_Prefix{Prefix: s}}
+}
+
+func withSuffix(s string) *matcherpb.StringMatcher {
+	return &matcherpb.StringMatcher{MatchPattern: &matcherpb.StringMatcher_Suffix{Suffix: s}}
+}
+
+func withRegex(s string) *matcherpb.StringMatcher {
+	return &matcherpb.StringMatcher{MatchPattern: &matcherpb.StringMatcher_SafeRegex{SafeRegex: &matcherpb.RegexMatcher{Regex: s}}}
 }
