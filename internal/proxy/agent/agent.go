@@ -192,7 +192,9 @@ func (a *Agent) settle(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(2 * time.Second):
-		debug.FreeOSMemory()
+		if err := giveBack(); err != nil {
+			a.log.Debug("memory of the start is kept", "error", err)
+		}
 	}
 }
 
