@@ -260,7 +260,7 @@ func (c *container) probe(ctx context.Context, ns *netns.Namespace, proc *reap.P
 	} else {
 		group.Go(func() {
 			probe.Run(ctx, c.spec.ReadinessProbe, t, func(ok bool, err error) {
-				if !ok {
+				if !ok && !c.isStopping() {
 					c.pod.event(fmt.Sprintf("container %s is not ready: %v", c.spec.Name, err))
 				}
 				c.setReady(ok)
