@@ -1,3 +1,5 @@
+//go:build linux
+
 package local
 
 import (
@@ -9,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,16 +26,10 @@ type Client struct {
 	socket string
 }
 
-// ErrNotRunning means that no cluster runs in the data directory.
-var ErrNotRunning = errors.New("no cluster runs here")
-
 // NewClient returns a Client for the data directory.
 func NewClient(dataDir string) *Client {
 	return &Client{socket: filepath.Join(dataDir, node.RunDir, node.NodeSocket)}
 }
-
-// Info describes the node.
-type Info = node.Info
 
 func (c *Client) open(ctx context.Context, req node.Request, fds ...int) (*wire.Conn, error) {
 	conn, err := wire.Dial(ctx, c.socket)
@@ -277,7 +274,7 @@ func (c *Client) Delete(ctx context.Context, podName string) error {
 
 // Signal sends a signal to a container's first process, or to the proxy
 // (container "istio-proxy").
-func (c *Client) Signal(ctx context.Context, podName, container string, sig unix.Signal) error {
+func (c *Client) Signal(ctx context.Context, podName, container string, sig syscall.Signal) error {
 	return c.simple(ctx, node.Request{Op: node.OpSignal, Pod: podName, Container: container, Signal: int(sig)})
 }
 

@@ -12,8 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 )
 
 // Names of the sockets.
@@ -71,7 +70,7 @@ func Listeners() (map[string]net.Listener, error) {
 			}
 			continue
 		}
-		unix.CloseOnExec(fd)
+		syscall.CloseOnExec(fd)
 		f := os.NewFile(uintptr(fd), name)
 		l, err := net.FileListener(f) // duplicates
 		f.Close()

@@ -14,6 +14,7 @@ import (
 
 	"lateen.dev/lateen/internal/local/pod"
 	"lateen.dev/lateen/internal/local/probe"
+	"lateen.dev/lateen/internal/local/report"
 	"lateen.dev/lateen/internal/local/supervisor"
 	"lateen.dev/lateen/internal/local/wire"
 )
@@ -55,13 +56,7 @@ type Response struct {
 }
 
 // Info describes the node.
-type Info struct {
-	ControlPID      int    `json:"controlPID"`
-	ControlRestarts int    `json:"controlRestarts"`
-	ControlLog      string `json:"controlLog"`
-	Pods            int    `json:"pods"`
-	Ready           int    `json:"ready"`
-}
+type Info = report.Info
 
 // history keeps the last events for clients that come later.
 type history struct {

@@ -11,7 +11,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -21,16 +20,17 @@ import (
 	"lateen.dev/lateen/internal/local/netns"
 	"lateen.dev/lateen/internal/local/nft"
 	"lateen.dev/lateen/internal/local/reap"
+	"lateen.dev/lateen/internal/local/report"
 )
 
 // Mode says which proxy a pod has.
-type Mode string
+type Mode = report.Mode
 
 // The modes: no proxy, a proxy beside the application, or the proxy alone.
 const (
-	Bare    Mode = "none"
-	Sidecar Mode = "sidecar"
-	Gateway Mode = "gateway"
+	Bare    = report.Bare
+	Sidecar = report.Sidecar
+	Gateway = report.Gateway
 )
 
 // Env is what all pods share.
@@ -87,41 +87,13 @@ type Config struct {
 }
 
 // Status is a snapshot of a pod for people and for the control plane.
-type Status struct {
-	Namespace  string            `json:"namespace"`
-	Name       string            `json:"name"`
-	UID        string            `json:"uid"`
-	Phase      string            `json:"phase"`
-	Ready      bool              `json:"ready"`
-	Stopping   bool              `json:"stopping,omitempty"`
-	Mode       Mode              `json:"mode"`
-	IPs        []netip.Addr      `json:"ips,omitempty"`
-	Containers []ContainerStatus `json:"containers"`
-	Notes      []string          `json:"notes,omitempty"`
-	Message    string            `json:"message,omitempty"`
-	Started    time.Time         `json:"started"`
-	OwnerKind  string            `json:"ownerKind,omitempty"`
-	OwnerName  string            `json:"ownerName,omitempty"`
-	Labels     map[string]string `json:"labels,omitempty"`
-}
+type Status = report.Pod
 
-// ContainerStatus is the state of one container, or of the proxy, whose name is
-// "istio-proxy".
-type ContainerStatus struct {
-	Name     string   `json:"name"`
-	Image    string   `json:"image,omitempty"`
-	State    string   `json:"state"` // waiting, running, ended
-	Ready    bool     `json:"ready"`
-	Restarts int      `json:"restarts"`
-	Reason   string   `json:"reason,omitempty"`
-	ExitCode int      `json:"exitCode,omitempty"`
-	PID      int      `json:"pid,omitempty"`
-	Ports    []string `json:"ports,omitempty"`
-	Log      string   `json:"log"`
-}
+// ContainerStatus is the state of one container, or of the proxy.
+type ContainerStatus = report.Container
 
 // ProxyContainer is the name of the proxy among the containers, as in Istio.
-const ProxyContainer = "istio-proxy"
+const ProxyContainer = report.ProxyContainer
 
 // Pod is a pod that runs.
 type Pod struct {

@@ -22,6 +22,7 @@ import (
 	"lateen.dev/lateen/internal/local/manifest"
 	"lateen.dev/lateen/internal/local/nft"
 	"lateen.dev/lateen/internal/local/pod"
+	"lateen.dev/lateen/internal/local/report"
 )
 
 // Control is the control plane, as seen from here: *api.Client.
@@ -64,13 +65,7 @@ type Options struct {
 }
 
 // Event is one thing that happened.
-type Event struct {
-	Kind      string `json:"kind"` // pod, service, deployment, ready
-	Namespace string `json:"namespace,omitempty"`
-	Name      string `json:"name,omitempty"`
-	Message   string `json:"message"`
-	Error     bool   `json:"error,omitempty"`
-}
+type Event = report.Event
 
 // watched are the kinds the supervisor cares for.
 var watched = []string{
