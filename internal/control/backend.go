@@ -11,11 +11,6 @@ import (
 	"strings"
 	"time"
 
-	tlspb "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
-
 	"lateen.dev/lateen/internal/api"
 	"lateen.dev/lateen/internal/control/ads"
 	"lateen.dev/lateen/internal/control/ca"
@@ -315,7 +310,7 @@ func (b *backend) ProxyResources(_ context.Context, id string) (api.ProxyResourc
 		short := ads.ShortName(typeURL)
 		out[short] = make(map[string]json.RawMessage, len(resources))
 		for name, a := range resources {
-			data, err := printable(a)
+			data, err := ads.Print(a)
 			if err != nil {
 				return nil, fmt.Errorf("print %s %q of %s: %w", short, name, id, err)
 			}
@@ -323,38 +318,6 @@ func (b *backend) ProxyResources(_ context.Context, id string) (api.ProxyResourc
 		}
 	}
 	return out, nil
-}
-
-// printable is a resource as protojson, without private keys.
-func printable(a *anypb.Any) (json.RawMessage, error) {
-	msg, err := a.UnmarshalNew()
-	if err != nil {
-		return nil, err
-	}
-	if s, ok := msg.(*tlspb.Secret); ok {
-		msg = redact(s)
-	}
-	data, err := protojson.Marshal(msg)
-	if err != nil {
-		return nil, err
-	}
-	var out bytes.Buffer // protojson varies its blanks on purpose
-	if err := json.Compact(&out, data); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), nil
-}
-
-// redact keeps of a secret what is public: its name and certificates.
-func redact(s *tlspb.Secret) proto.Message {
-	out := &tlspb.Secret{Name: s.GetName()}
-	switch t := s.GetType().(type) {
-	case *tlspb.Secret_TlsCertificate:
-		out.Type = &tlspb.Secret_TlsCertificate{TlsCertificate: &tlspb.TlsCertificate{CertificateChain: t.TlsCertificate.GetCertificateChain()}}
-	case *tlspb.Secret_ValidationContext:
-		out.Type = t
-	}
-	return out
 }
 
 func invalid(format string, args ...any) error {
