@@ -37,8 +37,10 @@ func (r *run) services() {
 // speak is then said by a Gateway, not by the Service.
 func (r *run) gatewayBehind(targets []template) bool {
 	for _, t := range targets {
-		if len(r.mesh.GatewaysFor(t.Labels)) > 0 {
-			return true
+		for _, g := range r.mesh.GatewaysFor(t.Labels) {
+			if len(g.Spec.GetSelector()) > 0 {
+				return true
+			}
 		}
 	}
 	return false
