@@ -104,6 +104,16 @@ func layout(dir string) error {
 	if err := os.RemoveAll(run); err != nil {
 		return fmt.Errorf("data directory: remove what an earlier run left: %w", err)
 	}
+	// Logs and proxies' state are kept until the next start, by pod.
+	for _, pattern := range []string{node.LogDir + "/*_*", node.StateDir + "/proxies/*"} {
+		old, err := filepath.Glob(filepath.Join(dir, pattern))
+		for _, d := range old {
+			err = errors.Join(err, os.RemoveAll(d))
+		}
+		if err != nil {
+			return fmt.Errorf("data directory: remove what an earlier run left: %w", err)
+		}
+	}
 	for _, d := range []string{run, run + "/root", run + "/volumes", dir + "/" + node.LogDir, dir + "/" + node.StateDir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("data directory: %w", err)

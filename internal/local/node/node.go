@@ -214,7 +214,7 @@ func (n *node) dir(parts ...string) string {
 
 // run is the node's life.
 func (n *node) run() error {
-	logFile, err := os.OpenFile(n.dir(LogDir, "node.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	logFile, err := os.OpenFile(n.dir(LogDir, "node.log"), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the node's log: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -310,6 +311,11 @@ func (p *Pod) cleanUp() {
 	p.mu.Unlock()
 	if ns != nil {
 		ns.Close()
+	}
+	if p.proxy != nil {
+		if err := os.RemoveAll(p.proxy.stateDir()); err != nil {
+			p.env.Log.Warn("remove the state of a proxy", "pod", p.cfg.Manifest.Metadata.Name, "error", err)
+		}
 	}
 	if err := p.volumes.remove(); err != nil {
 		p.env.Log.Warn("remove the volumes of a pod", "pod", p.cfg.Manifest.Metadata.Name, "error", err)

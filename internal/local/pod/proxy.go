@@ -5,9 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net"
-	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -252,7 +249,7 @@ func (x *proxy) bootstrap(svidFD, tokenFD, firstListener int) ([]byte, error) {
 			TrustDomain: x.roots.TrustDomain, Namespace: m.Namespace,
 			ServiceAccount: p.cfg.Manifest.Spec.ServiceAccount(), SVIDFD: svidFD,
 		},
-		LogLevel: p.env.LogLevel, StateDir: filepath.Join(p.env.StateDir, m.Namespace+"_"+m.Name),
+		LogLevel: p.env.LogLevel, StateDir: x.stateDir(),
 	}
 	if x.roots.Token != "" {
 		b.Identity.TokenFD = tokenFD
@@ -271,6 +268,13 @@ func (x *proxy) bootstrap(svidFD, tokenFD, firstListener int) ([]byte, error) {
 	}
 	b.Node = x.node()
 	return json.Marshal(b)
+}
+
+// stateDir is where the proxy keeps its last good configuration; it goes with
+// the pod.
+func (x *proxy) stateDir() string {
+	m := &x.pod.cfg.Manifest.Metadata
+	return filepath.Join(x.pod.env.StateDir, m.Namespace+"_"+m.Name)
 }
 
 // Annotations of Istio that size the proxy.
@@ -464,21 +468,4 @@ func (x *proxy) status() ContainerStatus {
 		s.PID = x.proc.PID
 	}
 	return s
-}
-
-// ProxyGet asks an HTTP port of the proxy on its own loopback, such as the admin
-// port 15000, and returns the answer's body.
-func (p *Pod) ProxyGet(ctx context.Context, port int, path string) (*http.Response, error) {
-	if p.proxy == nil {
-		return nil, fmt.Errorf("pod %s has no proxy", p.cfg.Manifest.Metadata.Name)
-	}
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-		return probe.Dial(ctx, p.NetNS(), addr)
-	}}
-	addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port))
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr.String()+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	return tr.RoundTrip(req)
 }

@@ -79,15 +79,6 @@ func Pair() (*Conn, *os.File, error) {
 // Listen listens on a socket file with mode 0600. A file that is already there
 // is replaced. Names longer than sun_path go through /proc/self/fd.
 func Listen(path string) (*net.UnixListener, error) {
-	return listen("unixpacket", path)
-}
-
-// ListenStream does the same for SOCK_STREAM.
-func ListenStream(path string) (*net.UnixListener, error) {
-	return listen("unix", path)
-}
-
-func listen(network, path string) (*net.UnixListener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listen on %s: remove the old socket: %w", path, err)
 	}
@@ -96,7 +87,7 @@ func listen(network, path string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	defer done()
-	l, err := net.ListenUnix(network, &net.UnixAddr{Name: short, Net: network})
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: short, Net: "unixpacket"})
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
