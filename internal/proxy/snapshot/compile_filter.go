@@ -30,8 +30,13 @@ const (
 	typeNetworkRBAC  = "envoy.extensions.filters.network.rbac.v3.RBAC"
 )
 
-var perRouteTypes = map[string]struct{}{
-	typeFault: {}, typeCORSPolicy: {}, typeRBACPerRoute: {}, typeFilterConfig: {},
+// perRouteType says whether a message can configure a filter for a route.
+func perRouteType(name string) bool {
+	switch name {
+	case typeFault, typeCORSPolicy, typeRBACPerRoute, typeFilterConfig:
+		return true
+	}
+	return false
 }
 
 // httpFilters compiles the filters of a manager, the router left out. A filter

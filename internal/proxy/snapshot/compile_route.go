@@ -420,7 +420,7 @@ func (p *perRoute) add(name string, a *anypb.Any) error {
 		if err := firstError(decode(a, &w), only(&w, "config is_optional")); err != nil {
 			return err
 		}
-		if _, known := perRouteTypes[string(w.GetConfig().MessageName())]; !known && w.GetIsOptional() {
+		if !perRouteType(string(w.GetConfig().MessageName())) && w.GetIsOptional() {
 			return nil
 		}
 		if w.GetConfig().MessageName() == typeFilterConfig {
