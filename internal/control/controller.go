@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -343,9 +344,6 @@ func (c *controller) address(objects map[resource.Key]*resource.Object) (map[str
 		}
 	}
 	given, err := c.vips.assign(slices.Collect(maps.Keys(owners)), fixed)
-	if err != nil {
-		return nil, err
-	}
 	for k, owner := range services {
 		objects[k] = c.withAddresses(objects[k], given[owner])
 	}
@@ -355,7 +353,7 @@ func (c *controller) address(objects map[resource.Key]*resource.Object) (map[str
 			out[host] = ips
 		}
 	}
-	return out, c.vips.save()
+	return out, errors.Join(err, c.vips.save())
 }
 
 func (c *controller) withAddresses(o *resource.Object, ips []netip.Addr) *resource.Object {

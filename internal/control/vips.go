@@ -79,7 +79,8 @@ func (v *vips) record(owner string, addrs []netip.Addr) {
 	v.changed = true
 }
 
-// assign returns the addresses of every owner. fixed are addresses that
+// assign returns the addresses of every owner; when a prefix is full, of all
+// but those the error names. fixed are addresses that
 // manifests name themselves: nobody else may have them, and who has one from
 // before gets another.
 func (v *vips) assign(owners []string, fixed map[netip.Addr]bool) (map[string][]netip.Addr, error) {
@@ -96,17 +97,19 @@ func (v *vips) assign(owners []string, fixed map[netip.Addr]bool) (map[string][]
 	for _, o := range owners {
 		wanted[o] = true
 	}
+	var errs []error
 	for _, owner := range slices.Sorted(slices.Values(owners)) {
 		if v.given[owner] == nil {
 			addrs, err := v.choose(owner, fixed, wanted)
 			if err != nil {
-				return nil, err
+				errs = append(errs, err)
+				continue
 			}
 			v.record(owner, addrs)
 		}
 		out[owner] = v.given[owner]
 	}
-	return out, nil
+	return out, errors.Join(errs...)
 }
 
 func (v *vips) forget(owner string) {
@@ -127,7 +130,7 @@ func (v *vips) choose(owner string, fixed map[netip.Addr]bool, wanted map[string
 			a, ok = v.probe(p, owner, func(a netip.Addr) bool { return !wanted[v.taken[a]] && !fixed[a] })
 		}
 		if !ok {
-			return nil, fmt.Errorf("allocate service addresses: %v is full: give a larger prefix", p)
+			return nil, fmt.Errorf("allocate an address for %s: %v is full: give a larger prefix", owner, p)
 		}
 		if away := v.taken[a]; away != "" {
 			v.forget(away)
