@@ -6,6 +6,12 @@ import (
 	"os"
 
 	"lateen.dev/lateen/internal/cli"
+	"lateen.dev/lateen/internal/local"
 )
 
-func main() { os.Exit(cli.Main(os.Args[1:])) }
+func main() {
+	if handled, code := local.HiddenRole(os.Args); handled {
+		os.Exit(code)
+	}
+	os.Exit(cli.Main(os.Args[1:]))
+}

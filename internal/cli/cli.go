@@ -105,7 +105,16 @@ without root, Docker or Kubernetes.`,
 		// fix uses -o as the folder to write to, checked by the command itself.
 		return nil
 	}
-	root.AddCommand(newStatus(o), newApply(o), newDelete(o), newGet(o), newProxy(o), newVersion(o))
+	root.AddCommand(
+		newUp(o), newDown(o), newStatus(o),
+		newApply(o), newDelete(o), newGet(o),
+		newAnalyze(o), newFix(o),
+		newExec(o), newLogs(o), newPortForward(o),
+		newProxy(o), newTrace(o), newCollector(o), newVersion(o),
+	)
+	control := newControl(o)
+	control.Hidden = true
+	root.AddCommand(control)
 	return root
 }
 

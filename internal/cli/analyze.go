@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"lateen.dev/lateen/internal/control/analyze"
+	"lateen.dev/lateen/internal/control/fix"
+	"lateen.dev/lateen/internal/finding"
+)
+
+// findingsOutput is the machine form of analyze and fix.
+type findingsOutput struct {
+	APIVersion string            `json:"apiVersion"`
+	Objects    int               `json:"objects"`
+	Findings   []finding.Finding `json:"findings"`
+}
+
+func newAnalyze(o *options) *cobra.Command {
+	var failOn string
+	cmd := &cobra.Command{
+		Use:   "analyze PATH…",
+		Short: "Say what is wrong with manifests, with file:line:column",
+		Long: `Say what is wrong with manifests, all at once, with file:line:column and a hint.
+Nothing needs to run. The exit code is 4 when there are findings at or above --fail-on.`,
+		Example: "  lateen analyze my-manifests/\n  lateen analyze a.yaml b.yaml --fail-on warning\n  lateen analyze my-manifests/ -o json",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			bar, err := severity(failOn)
+			if err != nil {
+				return err
+			}
+			findings, objects, err := analyze.Paths(args)
+			if err != nil {
+				return fmt.Errorf("analyze: %w", err)
+			}
+			finding.Sort(findings)
+			out := findingsOutput{APIVersion: "lateen.dev/v1alpha1", Objects: objects, Findings: findings}
+			if err := o.print(out, func(w io.Writer) {
+				printFindings(w, findings)
+				fmt.Fprintf(w, "%s read\n", plural(objects, "object"))
+			}); err != nil {
+				return err
+			}
+			if worst, any := finding.Worst(findings); any && worst >= bar {
+				return silent(exitFindings)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&failOn, "fail-on", "error", "lowest severity that makes the exit code 4: info, warning or error")
+	return cmd
+}
+
+func severity(name string) (finding.Severity, error) {
+	for _, s := range []finding.Severity{finding.Info, finding.Warning, finding.Error} {
+		if s.String() == name {
+			return s, nil
+		}
+	}
+	return 0, fail(exitUsage, "want info, warning or error", "severity %q is unknown", name)
+}
+
+func newFix(o *options) *cobra.Command {
+	var dir string
+	var inPlace bool
+	cmd := &cobra.Command{
+		Use:   "fix PATH… (-o DIR | --in-place)",
+		Short: "Write corrected copies of manifests, comments kept",
+		Long: `Write corrected copies of manifests. What an edit does not touch stays as it was, to the
+byte. It says what it changed and why; the exit code is 4 if an error is left.`,
+		Example: "  lateen fix -o mended/ my-manifests/\n  lateen fix --in-place my-manifests/",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if dir == "" && !inPlace {
+				return fail(exitUsage, "name a folder with -o DIR, or say --in-place", "where to write the corrected files is not said")
+			}
+			r, err := fix.Files(args)
+			if err != nil {
+				return fmt.Errorf("fix: %w", err)
+			}
+			if err := writeFixed(r, dir); err != nil {
+				return err
+			}
+			printFix(o.out, r)
+			if worst, any := finding.Worst(r.Left); any && worst == finding.Error {
+				return silent(exitFindings)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&dir, "output", "o", "", "folder to write the copies to")
+	cmd.Flags().BoolVar(&inPlace, "in-place", false, "change the files themselves")
+	return cmd
+}
+
+// writeFixed writes every file below dir, or over itself when dir is empty.
+func writeFixed(r *fix.Result, dir string) error {
+	for _, f := range r.Files {
+		name := f.Name
+		if dir != "" {
+			name = filepath.Join(dir, f.Rel)
+		}
+		var err error
+		switch {
+		case f.Removed && dir == "":
+			err = os.Remove(name)
+		case f.Removed, dir == "" && !f.Changed():
+		default:
+			if err = os.MkdirAll(filepath.Dir(name), 0o755); err == nil {
+				err = os.WriteFile(name, f.After, 0o644)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func printFix(w io.Writer, r *fix.Result) {
+	for _, c := range r.Changes {
+		fmt.Fprintf(w, "%s  fixed  %s  %s\n    %s\n", c.Pos, c.Code, c.Object, c.Summary)
+	}
+	for _, f := range r.Files {
+		if f.Removed {
+			fmt.Fprintf(w, "%s  merged: nothing of it is left\n", f.Name)
+		}
+	}
+	if len(r.Left) > 0 {
+		fmt.Fprintln(w, "\nleft as it is:")
+		printFindings(w, r.Left)
+	}
+	fmt.Fprintf(w, "%s applied\n", plural(len(r.Changes), "fix"))
+}
