@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"path/filepath"
 	"runtime/debug"
 	"time"
@@ -22,8 +21,9 @@ import (
 	"lateen.dev/lateen/internal/version"
 )
 
-// serviceCIDRs are where services of the local cluster get their addresses.
-var serviceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.78.0.0/16"), netip.MustParsePrefix("fd78::/64")}
+// metricsAddress serves what the hub receives of metrics in Prometheus text, on
+// the control process's own loopback.
+const metricsAddress = "127.0.0.1:8889"
 
 // ControlOptions configure the control process of the local cluster.
 type ControlOptions struct {
@@ -53,9 +53,10 @@ func Control(ctx context.Context, o ControlOptions) error {
 	failed := make(chan error, 2)
 	go func() {
 		failed <- hub.Run(ctx, hub.Options{
-			GRPC:  join(sockets[inherit.HubGRPC], sockets[inherit.OTLPGRPC]),
-			HTTP:  join(sockets[inherit.HubHTTP], sockets[inherit.OTLPHTTP]),
-			Store: spans, Version: version.Version, Log: o.Log.With("part", "hub"),
+			GRPC:           join(sockets[inherit.HubGRPC], sockets[inherit.OTLPGRPC]),
+			HTTP:           join(sockets[inherit.HubHTTP], sockets[inherit.OTLPHTTP]),
+			MetricsAddress: metricsAddress,
+			Store:          spans, Version: version.Version, Log: o.Log.With("part", "hub"),
 		})
 	}()
 	go func() {
@@ -63,7 +64,7 @@ func Control(ctx context.Context, o ControlOptions) error {
 			DataDir: o.DataDir, Paths: o.Paths,
 			XDS: sockets[inherit.XDS], Plain: sockets[inherit.XDSPlain], API: sockets[inherit.API],
 			ClusterID: "Kubernetes", Version: version.Version, CertLifetime: o.CertLifetime,
-			ServiceCIDRs: serviceCIDRs, AwaitLocal: true,
+			ServiceCIDRs: inherit.ServiceCIDRs(), AwaitLocal: true,
 			Mounts: query.Mounts(spans, time.Now),
 			Log:    o.Log.With("part", "control"),
 		})

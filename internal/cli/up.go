@@ -77,7 +77,7 @@ func (o *options) up(ctx context.Context, f upFlags) error {
 		return err
 	}
 	err = local.Up(ctx, local.Options{
-		DataDir: o.dataDir, Images: images, ProxyProgram: proxy, Control: argv,
+		DataDir: o.dataDir, Images: images, ProxyProgram: proxy, NodeProgram: proxy, SelfProgram: self, Control: argv,
 		Progress: func(e local.Event) { printEvent(o.out, e) },
 		LogLevel: f.logLevel, Log: slog.New(slog.NewTextHandler(o.errOut, &slog.HandlerOptions{Level: level(f.logLevel)})),
 	})

@@ -153,7 +153,7 @@ func (s *Supervisor) program(image string) (pod.Program, error) {
 	if strings.HasPrefix(strings.TrimPrefix(image, "docker.io/"), "otel/opentelemetry-collector") && s.o.SelfProgram != "" {
 		return pod.Program{
 			Args: []string{s.o.SelfProgram, "collector"}, DefaultArgs: []string{"--config", "/etc/otelcol/config.yaml"},
-			Env: []string{"LATEEN_HUB=" + s.o.HubAddress},
+			Env: []string{"LATEEN_HUB_ENDPOINT=" + s.o.HubAddress},
 		}, nil
 	}
 	return pod.Program{}, fmt.Errorf("image %q has no program on this machine: map it with --image %s=PROGRAM or a LocalCluster document", image, image)
