@@ -47,10 +47,11 @@ func (s *Supervisor) reconcile() {
 			s.stop(p)
 		}
 	}
+	ready := s.readiness() // before the rules, which then cover every pod it counts
 	s.serviceListeners()
 	s.applyServices()
 	s.names.set(s.buildNames())
-	s.reportReady()
+	s.reportReady(ready)
 }
 
 func (s *Supervisor) sortedKeys() []api.ObjectKey {
@@ -311,25 +312,33 @@ func digest(v ...any) (string, error) {
 	return hex.EncodeToString(h[:])[:10], nil
 }
 
-// reportReady tells once that every pod is ready.
-func (s *Supervisor) reportReady() {
-	ready, sidecars := 0, 0
+// readiness counts the pods and those of them that have a proxy.
+type readiness struct {
+	all            bool
+	pods, sidecars int
+}
+
+func (s *Supervisor) readiness() readiness {
+	r := readiness{all: true}
 	for _, p := range s.pods {
 		st := p.Status()
 		if p.gone {
 			continue
 		}
-		if !st.Ready {
-			return
-		}
-		ready++
+		r.all = r.all && st.Ready
+		r.pods++
 		if st.Mode != pod.Bare {
-			sidecars++
+			r.sidecars++
 		}
 	}
-	if s.wasReady || ready == 0 {
+	return r
+}
+
+// reportReady tells once that every pod is ready.
+func (s *Supervisor) reportReady(r readiness) {
+	if !r.all || s.wasReady || r.pods == 0 {
 		return
 	}
 	s.wasReady = true
-	s.event(Event{Kind: "ready", Message: fmt.Sprintf("%d pods ready, %d with a proxy", ready, sidecars)})
+	s.event(Event{Kind: "ready", Message: fmt.Sprintf("%d pods ready, %d with a proxy", r.pods, r.sidecars)})
 }
