@@ -1,11 +1,12 @@
 package scenarios_test
 
 import (
-	"fmt"
+	"cmp"
 	"maps"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -18,31 +19,59 @@ import (
 )
 
 // A mutation is one field of one xDS message type, cleared everywhere, or one
-// filter taken out of every chain. The check clears each field that translation
-// sets in any scenario and demands that some scenario fails; mutation.txt lists
-// those that simulation cannot notice, each with its reason.
+// filter taken out of every chain. The check carries out each mutation that
+// changes anything in some scenario and demands that one of these scenarios
+// fails; mutation.txt lists those that simulation cannot notice, each with its
+// reason.
 
-// field names a mutation: "envoy.config.route.v3.RouteAction.timeout".
-func field(fd protoreflect.FieldDescriptor) string {
+// edit may clear fields and drop elements of the messages that it is shown.
+type edit struct {
+	// field reports whether to clear a set field.
+	field func(protoreflect.FieldDescriptor) bool
+	// filter reports whether to drop an element of a list of filters.
+	filter func(name string) bool
+}
+
+// fieldName names a mutation: "config.route.v3.RouteAction.timeout".
+func fieldName(fd protoreflect.FieldDescriptor) string {
 	return strings.TrimPrefix(string(fd.FullName()), "envoy.")
 }
 
-// visit walks m, Any messages unpacked, and calls see with each set field. When
-// see returns true the field is cleared. It returns whether anything changed.
-func visit(m protoreflect.Message, see func(protoreflect.FieldDescriptor) bool) bool {
+// visit walks m, Any messages unpacked, and returns whether anything changed.
+func (e edit) visit(m protoreflect.Message) bool {
 	if any, ok := m.Interface().(*anypb.Any); ok {
-		return visitAny(any, see)
+		return e.visitAny(any)
 	}
 	changed := false
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		if see(fd) {
+		if e.field(fd) {
 			m.Clear(fd)
 			changed = true
 			return true
 		}
-		each(fd, v, func(child protoreflect.Message) { changed = visit(child, see) || changed })
+		if fd.IsList() && strings.HasSuffix(string(fd.Name()), "filters") && e.dropFilters(v.List()) {
+			changed = true
+		}
+		each(fd, v, func(child protoreflect.Message) { changed = e.visit(child) || changed })
 		return true
 	})
+	return changed
+}
+
+// dropFilters takes elements out of a list of HTTP, network or listener filters.
+func (e edit) dropFilters(list protoreflect.List) bool {
+	kept := 0
+	for i := range list.Len() {
+		m := list.Get(i).Message()
+		name := m.Descriptor().Fields().ByName("name")
+		if name != nil && e.filter(m.Get(name).String()) {
+			continue
+		}
+		list.Set(kept, list.Get(i))
+		kept++
+	}
+	changed := kept < list.Len()
+	list.Truncate(kept)
 	return changed
 }
 
@@ -63,9 +92,9 @@ func each(fd protoreflect.FieldDescriptor, v protoreflect.Value, f func(protoref
 	}
 }
 
-func visitAny(any *anypb.Any, see func(protoreflect.FieldDescriptor) bool) bool {
+func (e edit) visitAny(any *anypb.Any) bool {
 	inner, err := any.UnmarshalNew()
-	if err != nil || !visit(inner.ProtoReflect(), see) {
+	if err != nil || !e.visit(inner.ProtoReflect()) {
 		return false
 	}
 	packed, err := proto.MarshalOptions{Deterministic: true}.Marshal(inner)
@@ -76,94 +105,165 @@ func visitAny(any *anypb.Any, see func(protoreflect.FieldDescriptor) bool) bool 
 	return true
 }
 
-// eachMessage walks all xDS resources but the tables of names and origins.
-func eachMessage(r *translate.Resources, f func(set map[string]proto.Message, name string)) {
-	for typ, set := range r.ByType {
-		if typ == translate.NameType || typ == translate.OriginType {
-			continue
-		}
-		for name := range set {
-			f(set, name)
-		}
-	}
+// subject is a scenario with the mutations that its resources allow.
+type subject struct {
+	plan  *simrun.Plan
+	limit int
+	// where lists the messages that each mutation changes.
+	where map[string][]place
 }
 
-func fieldsOf(scenarios []*scenario.Scenario) []string {
-	found := map[string]bool{}
-	for _, s := range scenarios {
-		simrun.RunMutated(s, func(r *translate.Resources) {
-			eachMessage(r, func(set map[string]proto.Message, name string) {
-				visit(set[name].ProtoReflect(), func(fd protoreflect.FieldDescriptor) bool {
-					found[field(fd)] = true
-					return false
-				})
-			})
-		})
-	}
-	return slices.Sorted(maps.Keys(found))
-}
+// place is one message of one proxy.
+type place struct{ pod, typ, name string }
 
-// clear returns the mutation that clears one field. Resources may be shared
-// between proxies and runs, so changed ones are copies.
-func clearField(target string) func(*translate.Resources) {
-	return func(r *translate.Resources) {
-		eachMessage(r, func(set map[string]proto.Message, name string) {
-			c := proto.Clone(set[name])
-			if visit(c.ProtoReflect(), func(fd protoreflect.FieldDescriptor) bool { return field(fd) == target }) {
-				set[name] = c
+// callLimit is how often a call is repeated under mutation: enough for shares.
+const callLimit = 200
+
+func newSubject(t *testing.T, s *scenario.Scenario) *subject {
+	plan, err := simrun.NewPlan(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &subject{plan: plan, limit: callLimit, where: map[string][]place{}}
+	for pod, r := range plan.Sent {
+		for typ, set := range r.ByType {
+			if typ == translate.NameType || typ == translate.OriginType {
+				continue
 			}
-		})
+			for name, m := range set {
+				for _, mutation := range mutationsOf(m) {
+					u.where[mutation] = append(u.where[mutation], place{pod, typ, name})
+				}
+			}
+		}
 	}
+	if err := plan.FirstFailure(plan.Sent, u.limit); err != nil {
+		u.limit = 1 << 20 // its shares need every request
+	}
+	return u
+}
+
+// mutationsOf lists the mutations that change a message.
+func mutationsOf(m proto.Message) []string {
+	found := map[string]bool{}
+	e := edit{
+		field:  func(fd protoreflect.FieldDescriptor) bool { found[fieldName(fd)] = true; return false },
+		filter: func(name string) bool { found[filterPrefix+name] = true; return false },
+	}
+	e.visit(m.ProtoReflect())
+	return slices.Collect(maps.Keys(found))
+}
+
+// filterPrefix begins the name of a mutation that takes out a filter.
+const filterPrefix = "filter "
+
+// mutated returns what the proxies are sent under a mutation. Messages that
+// change are copies, as others use them too.
+func (u *subject) mutated(mutation string) map[string]*translate.Resources {
+	e := edit{
+		field:  func(fd protoreflect.FieldDescriptor) bool { return fieldName(fd) == mutation },
+		filter: func(name string) bool { return filterPrefix+name == mutation },
+	}
+	sent := map[string]*translate.Resources{}
+	for pod, r := range u.plan.Sent {
+		c := &translate.Resources{ByType: map[string]map[string]proto.Message{}}
+		for typ, set := range r.ByType {
+			c.ByType[typ] = maps.Clone(set)
+		}
+		sent[pod] = c
+	}
+	for _, p := range u.where[mutation] {
+		set := sent[p.pod].ByType[p.typ]
+		c := proto.Clone(set[p.name])
+		e.visit(c.ProtoReflect())
+		set[p.name] = c
+	}
+	return sent
+}
+
+// notices says whether the scenario fails under a mutation. A panic is noticed.
+func (u *subject) notices(mutation string) (noticed bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			noticed = true
+		}
+	}()
+	return u.plan.FirstFailure(u.mutated(mutation), u.limit) != nil
 }
 
 func TestMutation_everyTranslatedFieldIsNoticed(t *testing.T) {
 	if os.Getenv("LATEEN_MUTATION") == "" {
-		t.Skip("skipped: takes minutes; `make mutation` runs it")
+		t.Skip("skipped: not every field has its scenario yet; `make mutation` runs it")
 	}
-	all := load(t)
-	runnable := slices.DeleteFunc(all, func(s *scenario.Scenario) bool { return s.Only == "live" })
-	excused := excuses(t)
-	var survived []string
-	fields := fieldsOf(runnable)
-	for _, f := range fields {
-		if _, ok := excused[f]; ok {
-			delete(excused, f)
+	t.Parallel()
+	var subjects []*subject
+	byMutation := map[string][]*subject{}
+	for _, s := range load(t) {
+		if s.Only == "live" {
 			continue
 		}
-		if !noticed(runnable, f) {
-			survived = append(survived, f)
+		u := newSubject(t, s)
+		subjects = append(subjects, u)
+		for m := range u.where {
+			byMutation[m] = append(byMutation[m], u)
 		}
 	}
-	for _, f := range survived {
-		t.Errorf("no scenario notices that %s is switched off: write one, or give the reason in mutation.txt", f)
+	excused := excuses(t)
+	for m := range excused {
+		if byMutation[m] == nil {
+			t.Errorf("mutation.txt excuses %s, which no scenario makes translation set", m)
+		}
 	}
-	for f := range excused {
-		t.Errorf("mutation.txt excuses %s, which no scenario makes translation set", f)
+	all := slices.DeleteFunc(slices.Sorted(maps.Keys(byMutation)), func(m string) bool { return excused[m] != "" })
+	survived := survivors(all, byMutation)
+	for _, m := range survived {
+		t.Errorf("no scenario notices that %s is switched off: write one, or give the reason in mutation.txt", m)
 	}
-	t.Logf("%d fields, %d noticed", len(fields), len(fields)-len(survived))
+	t.Logf("%d scenarios, %d mutations, %d noticed, %d excused", len(subjects), len(byMutation), len(all)-len(survived), len(excused))
 }
 
-// noticed says whether some scenario fails with a field cleared. Scenarios that
-// noticed something before are tried first.
-func noticed(scenarios []*scenario.Scenario, target string) bool {
-	mutate := clearField(target)
-	for i, s := range scenarios {
-		if len(runSafely(s, mutate)) > 0 {
-			scenarios[0], scenarios[i] = scenarios[i], scenarios[0]
-			return true
-		}
+// survivors tries each mutation on the scenarios that it changes, those in which
+// it changes least elsewhere first, on two goroutines.
+func survivors(all []string, byMutation map[string][]*subject) []string {
+	work := make(chan string)
+	var mu sync.Mutex
+	var out []string
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for m := range work {
+				if !noticed(m, byMutation[m]) {
+					mu.Lock()
+					out = append(out, m)
+					mu.Unlock()
+				}
+			}
+		})
 	}
-	return false
+	for _, m := range all {
+		work <- m
+	}
+	close(work)
+	wg.Wait()
+	slices.Sort(out)
+	return out
 }
 
-// runSafely counts a panic as noticing.
-func runSafely(s *scenario.Scenario, mutate func(*translate.Resources)) (errs []error) {
-	defer func() {
-		if p := recover(); p != nil {
-			errs = []error{fmt.Errorf("panic: %v", p)}
-		}
-	}()
-	return simrun.RunMutated(s, mutate)
+func noticed(mutation string, subjects []*subject) bool {
+	// A scenario with few calls is cheap to ask.
+	slices.SortFunc(subjects, func(a, b *subject) int {
+		return cmp.Or(cmp.Compare(a.cost(), b.cost()), strings.Compare(a.plan.Scenario.Name, b.plan.Scenario.Name))
+	})
+	return slices.ContainsFunc(subjects, func(u *subject) bool { return u.notices(mutation) })
+}
+
+// cost is the number of requests of a run.
+func (u *subject) cost() int {
+	n := 0
+	for _, c := range u.plan.Scenario.Calls {
+		n += min(c.Times, u.limit)
+	}
+	return n
 }
 
 func excuses(t *testing.T) map[string]string {

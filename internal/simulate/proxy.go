@@ -26,11 +26,7 @@ type proxy struct {
 	places map[string]*origin.Place
 }
 
-func (w *World) startProxy(p *pod) error {
-	resources := translate.Build(w.mesh, w.node(p))
-	if w.mutate != nil {
-		w.mutate(resources)
-	}
+func (w *World) startProxy(p *pod, resources *translate.Resources) error {
 	snap, rejected := compile(resources)
 	var errs []error
 	for _, r := range rejected {

@@ -21,7 +21,6 @@ import (
 
 	"lateen.dev/lateen/internal/control/mesh"
 	"lateen.dev/lateen/internal/control/translate"
-	"lateen.dev/lateen/internal/control/validate"
 	"lateen.dev/lateen/internal/finding"
 	"lateen.dev/lateen/internal/proxy/clock"
 	"lateen.dev/lateen/internal/proxy/snapshot"
@@ -105,9 +104,6 @@ type Options struct {
 	Seed uint64
 	// Now is the time of day at which the clock starts.
 	Now time.Time
-	// Mutate, if set, may damage what each proxy is sent: the mutation check
-	// demands that some scenario notices.
-	Mutate func(*translate.Resources)
 }
 
 // World is a mesh in which requests can be tried.
@@ -126,7 +122,6 @@ type World struct {
 	hops   []Hop
 	nextID uint64
 	links  int
-	mutate func(*translate.Resources)
 }
 
 // pod is one pod, with its proxy if it has one.
@@ -141,34 +136,11 @@ func (p *pod) identity(trustDomain string) string {
 	return fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", trustDomain, p.namespace, p.view.ServiceAccount)
 }
 
-// New validates the objects, builds the mesh and compiles the snapshot of every
-// pod that has a proxy. The error says which proxy refuses what it was sent.
+// New plans a mesh and starts it. The error says which proxy refuses what it was
+// sent.
 func New(o Options) (*World, error) {
-	w := &World{
-		app: o.App, clock: clock.NewManual(o.Now), rand: rand.New(rand.NewPCG(o.Seed, 2)), seed: o.Seed, mutate: o.Mutate,
-		pods: map[string]*pod{}, byIP: map[netip.Addr]*pod{},
-	}
-	var accepted []*resource.Object
-	for _, obj := range o.Objects {
-		findings := validate.Object(obj)
-		w.Findings = append(w.Findings, findings...)
-		if worst, any := finding.Worst(findings); any && worst == finding.Error {
-			continue
-		}
-		accepted = append(accepted, obj)
-		w.addPod(obj)
-	}
-	w.mesh, _ = mesh.Build(mesh.Input{Objects: accepted, VIPs: o.VIPs, Now: o.Now}, nil)
-	for _, name := range w.podNames() {
-		p := w.pods[name]
-		if !p.view.Sidecar {
-			continue
-		}
-		if err := w.startProxy(p); err != nil {
-			return nil, fmt.Errorf("proxy of %s: %w", name, err)
-		}
-	}
-	return w, nil
+	p := NewPlan(o)
+	return p.Start(o.App, p.Resources())
 }
 
 func (w *World) podNames() []string {
@@ -180,20 +152,8 @@ func (w *World) podNames() []string {
 	return names
 }
 
-func (w *World) addPod(obj *resource.Object) {
-	view, ok := obj.Pod()
-	if !ok || len(view.IPs) == 0 {
-		return
-	}
-	p := &pod{name: obj.Name, namespace: obj.Namespace, view: view, labels: obj.Labels}
-	w.pods[obj.Name+"."+obj.Namespace] = p
-	for _, ip := range view.IPs {
-		w.byIP[ip] = p
-	}
-}
-
 // node describes a pod's proxy as its xDS node would.
-func (w *World) node(p *pod) translate.Node {
+func node(p *pod) translate.Node {
 	role := "sidecar"
 	if isGateway(p) {
 		role = "router"

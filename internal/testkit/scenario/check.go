@@ -45,9 +45,26 @@ func (c Call) Check(results []Result) error {
 	return nil
 }
 
+// CheckOne compares the i-th result of a call with the expectations that hold
+// for every request.
+func (c Call) CheckOne(i int, r Result) error {
+	for _, w := range c.Wants {
+		if w.ofAll() {
+			continue
+		}
+		if err := w.check([]Result{r}); err != nil {
+			return fmt.Errorf("line %d: request %d: want %q: %w", w.Line, i+1, w.Text, err)
+		}
+	}
+	return nil
+}
+
+// ofAll reports whether the expectation is about all results together.
+func (w Want) ofAll() bool { return strings.HasPrefix(w.Text, "split ") }
+
 func (w Want) check(results []Result) error {
 	verb, rest, _ := strings.Cut(w.Text, " ")
-	if verb == "split" {
+	if w.ofAll() {
 		return checkSplit(rest, results)
 	}
 	check, ok := checks[verb]

@@ -17,17 +17,18 @@ import (
 )
 
 // Run carries out every call of a scenario and returns what was not as wanted.
-func Run(s *scenario.Scenario) []error { return RunMutated(s, nil) }
-
-// RunMutated is Run with what each proxy is sent damaged by mutate.
-func RunMutated(s *scenario.Scenario, mutate func(*translate.Resources)) []error {
-	world, app, err := build(s, mutate)
+func Run(s *scenario.Scenario) []error {
+	p, err := NewPlan(s)
 	if err != nil {
-		return []error{fmt.Errorf("%s: %w", s.Name, err)}
+		return []error{err}
+	}
+	world, app, err := p.start(p.Sent)
+	if err != nil {
+		return []error{err}
 	}
 	var errs []error
 	for i, c := range s.Calls {
-		results, err := runCall(world, app, s, c)
+		results, err := runCall(world, app, s, c, nil)
 		if err == nil {
 			err = c.Check(results)
 		}
@@ -38,32 +39,83 @@ func RunMutated(s *scenario.Scenario, mutate func(*translate.Resources)) []error
 	return errs
 }
 
-func build(s *scenario.Scenario, mutate func(*translate.Resources)) (*simulate.World, *app, error) {
-	a := &app{pods: map[string]scenario.Workload{}, attempts: map[string]int{}, served: map[string]int{}}
+// Plan is a scenario that can be run again and again, each time with what the
+// proxies are sent changed. It is safe for concurrent use.
+type Plan struct {
+	Scenario *scenario.Scenario
+	// Sent is what each proxy is sent, by the pod's name.namespace. The messages
+	// are shared by all runs.
+	Sent map[string]*translate.Resources
+	plan *simulate.Plan
+	pods map[string]scenario.Workload
+}
+
+// FirstFailure runs the scenario with sent in place of Sent and returns the
+// first expectation that does not hold, nil if all do. A call is repeated at
+// most limit times.
+func (p *Plan) FirstFailure(sent map[string]*translate.Resources, limit int) error {
+	world, app, err := p.start(sent)
+	if err != nil {
+		return err
+	}
+	for _, c := range p.Scenario.Calls {
+		c.Times = min(c.Times, limit)
+		results, err := runCall(world, app, p.Scenario, c, c.CheckOne)
+		if err == nil {
+			err = c.Check(results)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Envoys returns what the proxies would be sent if they were stock Envoys.
+func (p *Plan) Envoys() map[string]*translate.Resources {
+	out := map[string]*translate.Resources{}
+	for name, n := range p.plan.Nodes() {
+		out[name] = translate.Build(p.plan.Mesh(), n)
+	}
+	return out
+}
+
+func (p *Plan) start(sent map[string]*translate.Resources) (*simulate.World, *app, error) {
+	a := &app{pods: p.pods, attempts: map[string]int{}, served: map[string]int{}}
+	world, err := p.plan.Start(a, sent)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", p.Scenario.Name, err)
+	}
+	return world, a, nil
+}
+
+// NewPlan reads the configuration of a scenario.
+func NewPlan(s *scenario.Scenario) (*Plan, error) {
+	p := &Plan{Scenario: s, pods: map[string]scenario.Workload{}}
 	var objects []*resource.Object
 	decode := func(name, text string) error {
 		decoded, findings := resource.Decode(name, []byte(text))
 		for _, f := range findings {
 			if f.Severity.String() == "error" && name == "cluster.yaml" {
-				return fmt.Errorf("%s: %s: %s", name, f.Pos, f.Message)
+				return fmt.Errorf("%s: %s: %s: %s", s.Name, name, f.Pos, f.Message)
 			}
 		}
 		objects = append(objects, decoded...)
 		return nil
 	}
-	if err := decode("cluster.yaml", s.Services(serviceIP())+pods(s, a)); err != nil {
-		return nil, nil, err
+	if err := decode("cluster.yaml", s.Services(serviceIP())+pods(s, p.pods)); err != nil {
+		return nil, err
 	}
 	for _, f := range s.Files {
 		if err := decode(f.Name, string(f.Data)); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	world, err := simulate.New(simulate.Options{
-		Objects: objects, App: a, Seed: 1, Now: time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC),
-		VIPs: map[string][]netip.Addr{}, Mutate: mutate,
+	p.plan = simulate.NewPlan(simulate.Options{
+		Objects: objects, Seed: 1, Now: time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC), VIPs: map[string][]netip.Addr{},
 	})
-	return world, a, err
+	p.Sent = p.plan.Resources()
+	return p, nil
 }
 
 // serviceIP gives services addresses in order.
@@ -98,7 +150,7 @@ spec:
 const proxyContainer = "  - {name: istio-proxy, image: auto}\n"
 
 // pods makes a Pod for each replica, and the gateway that outside calls enter by.
-func pods(s *scenario.Scenario, a *app) string {
+func pods(s *scenario.Scenario, byName map[string]scenario.Workload) string {
 	var b strings.Builder
 	for i, w := range s.Workloads {
 		labels := fmt.Sprintf("app: %s, version: %s, pod-template-hash: 5d4f8c9b7d", w.Name, w.Version)
@@ -109,7 +161,7 @@ func pods(s *scenario.Scenario, a *app) string {
 		}
 		for r := range w.Replicas {
 			name := fmt.Sprintf("%s-%s-%d", w.Deployment(), w.Namespace, r)
-			a.pods[name] = w
+			byName[name] = w
 			fmt.Fprintf(&b, podManifest, name, w.Namespace, labels, w.Deployment(), w.Name, scenario.EchoImage,
 				w.PortName, w.Port, sidecar, fmt.Sprintf("10.77.%d.%d", i+1, r+1))
 		}
@@ -173,7 +225,8 @@ func (a *app) Serve(pod string, r simulate.Request) simulate.Response {
 	}
 }
 
-func runCall(world *simulate.World, a *app, s *scenario.Scenario, c scenario.Call) ([]scenario.Result, error) {
+// runCall sends the requests of a call, until check, if any, refuses a result.
+func runCall(world *simulate.World, a *app, s *scenario.Scenario, c scenario.Call, check func(int, scenario.Result) error) ([]scenario.Result, error) {
 	from := "outside"
 	if c.From != "outside" {
 		w, ok := workload(s, c.From)
@@ -183,13 +236,18 @@ func runCall(world *simulate.World, a *app, s *scenario.Scenario, c scenario.Cal
 		from = world.FindPod(w.Deployment()+"-", w.Namespace)
 	}
 	results := make([]scenario.Result, 0, c.Times)
-	for range c.Times {
+	for i := range c.Times {
 		clear(a.served)
 		r, err := world.Call(from, c.URL, simulate.Request{Method: c.Method, Header: c.Headers, Body: []byte(c.Body)})
 		if err != nil {
 			return nil, err
 		}
 		results = append(results, convert(r, a.served))
+		if check != nil {
+			if err := check(i, results[i]); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return results, nil
 }
