@@ -163,6 +163,3 @@ func clusterName(port uint16, subset, host string) string {
 func inboundClusterName(port uint16) string { return "inbound|" + itoa(port) + "||" }
 
 func itoa(port uint16) string { return strconv.Itoa(int(port)) }
-
-// ptr is the address of a value, for optional fields.
-func ptr[T any](v T) *T { return &v }

@@ -146,7 +146,7 @@ func (v *volumes) content(vol *manifest.Volume) (map[string]file, error) {
 		items, mode = vol.Secret.Items, vol.Secret.DefaultMode
 		s := v.env.Objects.Secret(ns, vol.Secret.SecretName)
 		if s == nil && !vol.Secret.Optional {
-			return nil, fmt.Errorf("Secret/%s.%s does not exist", vol.Secret.SecretName, ns)
+			return nil, fmt.Errorf("object Secret/%s.%s does not exist", vol.Secret.SecretName, ns)
 		}
 		if s != nil {
 			for k, b := range s.Data {

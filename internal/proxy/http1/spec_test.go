@@ -21,7 +21,7 @@ import (
 
 var (
 	specToken = regexp.MustCompile("^[!#$%&'*+\\-.^_`|~0-9A-Za-z]+$")
-	specLine  = regexp.MustCompile("^([^ ]+) (.+) HTTP/1\\.([01])$")
+	specLine  = regexp.MustCompile(`^([^ ]+) (.+) HTTP/1\.([01])$`)
 	specBad   = regexp.MustCompile("[\x00-\x08\x0a-\x1f\x7f]")
 	specAuth  = regexp.MustCompile(`^(\[[0-9A-Fa-f:.]{2,}\]|[A-Za-z0-9\-._~]+)(?::([0-9]{1,18}))?$`)
 	specAbs   = regexp.MustCompile(`^([^:]*(?:[^/:][^:]*)?)://([^/?]*)(.*)$`)

@@ -101,20 +101,20 @@ func holder(t testing.TB, r *root, who spiffe.ID) *Store {
 }
 
 // shake runs a handshake and returns both errors.
-func shake(server, client *tls.Config) (serverErr, clientErr error, st tls.ConnectionState) {
+func shake(server, client *tls.Config) (st tls.ConnectionState, serverErr, clientErr error) {
 	// A pipe without a buffer would block the alert of the one that refuses.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return err, err, st
+		return st, err, err
 	}
 	defer l.Close()
 	b, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
-		return err, err, st
+		return st, err, err
 	}
 	a, err := l.Accept()
 	if err != nil {
-		return err, err, st
+		return st, err, err
 	}
 	defer a.Close()
 	defer b.Close()
@@ -136,7 +136,7 @@ func shake(server, client *tls.Config) (serverErr, clientErr error, st tls.Conne
 		b.Close()
 	}
 	serverErr = <-done
-	return serverErr, clientErr, srv.ConnectionState()
+	return srv.ConnectionState(), serverErr, clientErr
 }
 
 func meshServer(sans ...snapshot.StringMatcher) *snapshot.DownstreamTLS {
@@ -160,7 +160,7 @@ func TestMeshHandshake(t *testing.T) {
 	a, b, evil := holder(t, r, id("default", "a")), holder(t, r, id("default", "b")), holder(t, newRoot(t), id("default", "a"))
 	exact := func(who spiffe.ID) snapshot.StringMatcher { return snapshot.StringMatcher{Text: who.String()} }
 
-	se, ce, st := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(exact(id("default", "b"))), "", true))
+	st, se, ce := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(exact(id("default", "b"))), "", true))
 	if se != nil || ce != nil {
 		t.Fatal(se, ce)
 	}
@@ -168,33 +168,33 @@ func TestMeshHandshake(t *testing.T) {
 		len(st.VerifiedChains) == 0 || st.PeerCertificates[0].URIs[0].String() != id("default", "a").String() {
 		t.Errorf("state: %+v", st)
 	}
-	if se, ce, st := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(), "", false)); se != nil || ce != nil || st.NegotiatedProtocol != "" {
+	if st, se, ce := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(), "", false)); se != nil || ce != nil || st.NegotiatedProtocol != "" {
 		t.Error("no common protocol:", se, ce, st.NegotiatedProtocol)
 	}
-	if _, ce, _ := shake(b.ServerConfig(meshServer()), a.ClientConfig(meshClient(exact(id("default", "c"))), "", true)); ce == nil {
+	if _, _, ce := shake(b.ServerConfig(meshServer()), a.ClientConfig(meshClient(exact(id("default", "c"))), "", true)); ce == nil {
 		t.Error("a peer with another identity was accepted")
 	}
-	if se, _, _ := shake(b.ServerConfig(meshServer(snapshot.StringMatcher{Kind: snapshot.StringPrefix, Text: "spiffe://other/"})), a.ClientConfig(meshClient(), "", true)); se == nil {
+	if _, se, _ := shake(b.ServerConfig(meshServer(snapshot.StringMatcher{Kind: snapshot.StringPrefix, Text: "spiffe://other/"})), a.ClientConfig(meshClient(), "", true)); se == nil {
 		t.Error("a foreign trust domain was accepted")
 	}
-	if se, _, _ := shake(b.ServerConfig(meshServer()), evil.ClientConfig(meshClient(), "", true)); se == nil {
+	if _, se, _ := shake(b.ServerConfig(meshServer()), evil.ClientConfig(meshClient(), "", true)); se == nil {
 		t.Error("a certificate of another root was accepted")
 	}
 	bare := a.ClientConfig(meshClient(), "", true)
 	bare.GetClientCertificate = nil
-	if se, _, _ := shake(b.ServerConfig(meshServer()), bare); se == nil {
+	if _, se, _ := shake(b.ServerConfig(meshServer()), bare); se == nil {
 		t.Error("no certificate was accepted")
 	}
 	old := a.ClientConfig(meshClient(), "", true)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
-	if se, _, _ := shake(b.ServerConfig(meshServer()), old); se == nil {
+	if _, se, _ := shake(b.ServerConfig(meshServer()), old); se == nil {
 		t.Error("TLS 1.2 was accepted between mesh peers")
 	}
 	none, err := Open(Options{ID: id("default", "b"), RootsPEM: r.pem})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if se, _, _ := shake(none.ServerConfig(meshServer()), a.ClientConfig(meshClient(), "", true)); se == nil || !strings.Contains(se.Error(), "no certificate yet") {
+	if _, se, _ := shake(none.ServerConfig(meshServer()), a.ClientConfig(meshClient(), "", true)); se == nil || !strings.Contains(se.Error(), "no certificate yet") {
 		t.Error("served without certificate:", se)
 	}
 }
@@ -227,7 +227,7 @@ func TestMeshRefusesStrangeSVIDs(t *testing.T) {
 			t.Fatal(err)
 		}
 		client := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}
-		if se, _, _ := shake(b.ServerConfig(meshServer(trustDomain)), client); se == nil {
+		if _, se, _ := shake(b.ServerConfig(meshServer(trustDomain)), client); se == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
@@ -246,7 +246,7 @@ func TestRotation(t *testing.T) {
 			got = string(cs.PeerCertificates[0].Raw)
 			return verify(cs)
 		}
-		if se, ce, _ := shake(cfg, c); se != nil || ce != nil {
+		if _, se, ce := shake(cfg, c); se != nil || ce != nil {
 			t.Fatal(se, ce)
 		}
 		return got
@@ -271,26 +271,26 @@ func TestGatewayCredential(t *testing.T) {
 	s := holder(t, r, id("default", "gw"))
 	d := &snapshot.DownstreamTLS{Certificates: []string{"kubernetes://shop"}, SessionTickets: true}
 	plain := &snapshot.UpstreamTLS{SNI: "shop.example.com", Validation: &snapshot.Validation{RootsPEM: []byte(r.pem)}}
-	if se, _, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se == nil {
+	if _, se, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se == nil {
 		t.Fatal("served without the credential")
 	}
 	cert, key := r.leaf(t, func(c *x509.Certificate) { c.DNSNames = []string{"shop.example.com"} })
 	if err := s.Set("kubernetes://shop", Credential{CertPEM: []byte(cert), KeyPEM: key}); err != nil || !s.Has("kubernetes://shop") {
 		t.Fatal(err)
 	}
-	if se, ce, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se != nil || ce != nil {
+	if _, se, ce := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se != nil || ce != nil {
 		t.Fatal(se, ce)
 	}
 	other := *plain
 	other.SNI = "other.example.com"
-	if _, ce, _ := shake(s.ServerConfig(d), s.ClientConfig(&other, "", true)); ce == nil {
+	if _, _, ce := shake(s.ServerConfig(d), s.ClientConfig(&other, "", true)); ce == nil {
 		t.Error("a certificate for another host was accepted")
 	}
 	if err := s.Set("kubernetes://shop", Credential{CertPEM: []byte("x")}); err == nil || !s.Has("kubernetes://shop") {
 		t.Error("a broken credential displaced a good one")
 	}
 	s.Delete("kubernetes://shop")
-	if se, _, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se == nil {
+	if _, se, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se == nil {
 		t.Error("served with a deleted credential")
 	}
 }

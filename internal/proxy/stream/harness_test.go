@@ -150,7 +150,6 @@ type fakeUpstream struct {
 	retries  int
 	inRetry  int
 	finished []upstream.Outcome
-	waiting  map[*upstream.Request]*fakeUp
 }
 
 // fakeUp is one upstream exchange.
@@ -168,7 +167,6 @@ type fakeUp struct {
 	full     bool
 	conn     message.Conn
 	cancel   bool
-	held     bool
 	finished bool
 	fresh    bool
 	onEnd    func()

@@ -177,7 +177,6 @@ type Exchange struct {
 	forwarding bool // filters are through, the route's timeout counts
 	reqEnded   bool
 	responded  bool
-	informed   bool
 	paused     bool // downstream input is paused
 	done       bool
 	live       int // attempts whose upstream exchange is not over

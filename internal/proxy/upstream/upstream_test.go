@@ -530,7 +530,8 @@ func TestManager_retryLimits(t *testing.T) {
 	b := newBed(t)
 	c := makeCluster(snapshot.RoundRobin, 1)
 	c.Limits.MaxRetries = 2
-	if !b.m.RetryStart(c) || !b.m.RetryStart(c) || b.m.RetryStart(c) {
+	first, second, third := b.m.RetryStart(c), b.m.RetryStart(c), b.m.RetryStart(c)
+	if !first || !second || third {
 		t.Fatal("the retry limit does not hold")
 	}
 	b.m.RetryDone(c)
@@ -543,7 +544,8 @@ func TestManager_retryLimits(t *testing.T) {
 	for range 10 {
 		b.open(budget)
 	}
-	if !b.m.RetryStart(budget) || !b.m.RetryStart(budget) || b.m.RetryStart(budget) {
+	first, second, third = b.m.RetryStart(budget), b.m.RetryStart(budget), b.m.RetryStart(budget)
+	if !first || !second || third {
 		t.Fatal("20 % of 10 requests are 2 retries")
 	}
 }
