@@ -11,8 +11,8 @@ export CGO_ENABLED ?= 0
 .DEFAULT_GOAL := build
 .PHONY: build demo test check race mutation scenarios bench fuzz fmt lint generate preflight help examples cross
 
-build: ## build bin/lateen and bin/lateen-proxy
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lateen ./cmd/lateen-proxy
+build: ## build bin/lateen, bin/lateen-proxy and bin/lateen-node
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lateen ./cmd/lateen-proxy ./cmd/lateen-node
 
 examples: ## build the example services into bin/examples
 	$(GO) build -trimpath -ldflags '-s -w' -o bin/examples/ ./examples/orders/...

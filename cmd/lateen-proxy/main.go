@@ -14,17 +14,11 @@ import (
 	"syscall"
 
 	"lateen.dev/lateen/internal/bootstrap"
-	"lateen.dev/lateen/internal/local/node"
 	"lateen.dev/lateen/internal/proxy/agent"
 	"lateen.dev/lateen/internal/version"
 )
 
 func main() {
-	// The local cluster starts its node and its containers by this program too:
-	// the smaller it is, the faster they are there.
-	if handled, code := node.HiddenRole(os.Args); handled {
-		os.Exit(code)
-	}
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "lateen-proxy:", err)
 		os.Exit(1)

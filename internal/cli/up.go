@@ -68,7 +68,7 @@ func (o *options) up(ctx context.Context, f upFlags) error {
 	if f.detach {
 		return o.upDetached(ctx)
 	}
-	self, proxy, err := programs()
+	self, proxy, node, err := programs()
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (o *options) up(ctx context.Context, f upFlags) error {
 		return err
 	}
 	err = local.Up(ctx, local.Options{
-		DataDir: o.dataDir, Images: images, ProxyProgram: proxy, NodeProgram: proxy, SelfProgram: self, Control: argv,
+		DataDir: o.dataDir, Images: images, ProxyProgram: proxy, NodeProgram: node, SelfProgram: self, Control: argv,
 		Progress: func(e local.Event) { printEvent(o.out, e) },
 		LogLevel: f.logLevel, Log: slog.New(slog.NewTextHandler(o.errOut, &slog.HandlerOptions{Level: level(f.logLevel)})),
 	})
@@ -107,20 +107,29 @@ func (o *options) controlArgs(self string, f upFlags) ([]string, error) {
 	return argv, nil
 }
 
-// programs finds this program and lateen-proxy beside it.
-func programs() (self, proxy string, err error) {
+// programs finds this program, and lateen-proxy and lateen-node beside it.
+// Without a lateen-node this program plays its roles, which costs memory alone.
+func programs() (self, proxy, node string, err error) {
 	self, err = os.Executable()
 	if err != nil {
-		return "", "", fmt.Errorf("find the running program: %w", err)
+		return "", "", "", fmt.Errorf("find the running program: %w", err)
 	}
-	proxy = filepath.Join(filepath.Dir(self), "lateen-proxy")
-	if _, err := os.Stat(proxy); err == nil {
-		return self, proxy, nil
+	if proxy, err = beside(self, "lateen-proxy"); err != nil {
+		return "", "", "", fail(exitFailed, "build the programs with make; they belong into one folder", "find lateen-proxy beside %s: %w", self, err)
 	}
-	if proxy, err = exec.LookPath("lateen-proxy"); err != nil {
-		return "", "", fail(exitFailed, "build both programs with make; they belong into one folder", "find lateen-proxy beside %s: %w", self, err)
+	if node, err = beside(self, "lateen-node"); err != nil {
+		node = self
 	}
-	return self, proxy, nil
+	return self, proxy, node, nil
+}
+
+// beside finds the program name in the folder of self, then in PATH.
+func beside(self, name string) (string, error) {
+	path := filepath.Join(filepath.Dir(self), name)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	return exec.LookPath(name)
 }
 
 func level(name string) slog.Level {
