@@ -29,8 +29,8 @@ import (
 // maxBody bounds request and response bodies of the example.
 const maxBody = 1 << 20
 
-// Run serves routes on addr until SIGTERM or SIGINT. Probes are answered
-// outside the traced handler, so that they make no spans.
+// Run serves routes on addr until SIGTERM or SIGINT. Probes are answered outside
+// the traced handler, so that they make no spans; neither do scrapes.
 func Run(name, addr string, routes *http.ServeMux) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -50,7 +50,8 @@ func Run(name, addr string, routes *http.ServeMux) error {
 		}
 		_, _ = io.WriteString(w, "ready\n")
 	})
-	outer.Handle("/", otelhttp.NewHandler(routes, name))
+	scrapes := otelhttp.WithFilter(func(r *http.Request) bool { return r.URL.Path != "/metrics" })
+	outer.Handle("/", otelhttp.NewHandler(routes, name, scrapes))
 
 	srv := &http.Server{Handler: outer, ReadHeaderTimeout: 5 * time.Second}
 	listener, err := net.Listen("tcp", addr)
