@@ -3,7 +3,9 @@
 // still has to be validated.
 //
 // A file that cannot be read, or a document that does not parse, keeps its last
-// good objects; a file that is gone takes its objects along. It does not judge
+// good objects; a file that is gone takes its objects along. While it watches, a
+// file that is gone, empty or shorter than before is looked at again before the
+// loss is believed: it may be half-written. It does not judge
 // objects, and it does not write.
 package file
 
@@ -17,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"lateen.dev/lateen/internal/finding"
 	"lateen.dev/lateen/internal/resource"
@@ -40,6 +43,8 @@ type Source struct {
 	order    []string
 	folders  []string
 	problems []finding.Finding
+	// doubts holds losses that are not believed yet; nil believes everything.
+	doubts map[string]doubt
 }
 
 // content is the last reading of one file.
@@ -76,6 +81,10 @@ func (s *Source) scan() (State, bool) {
 			}
 		}
 	}
+	found := order
+	if s.doubts != nil {
+		order = s.doubtGone(order, time.Now())
+	}
 	changed := !slices.Equal(order, s.order) || !slices.EqualFunc(problems, s.problems, same)
 	for name := range s.files {
 		if !slices.Contains(order, name) && !unreachable(problems, name) {
@@ -84,7 +93,7 @@ func (s *Source) scan() (State, bool) {
 		}
 	}
 	for _, name := range order {
-		if s.read(name) {
+		if slices.Contains(found, name) && s.read(name) {
 			changed = true
 		}
 	}
@@ -203,6 +212,10 @@ func (s *Source) read(name string) bool {
 		return old == nil || !slices.EqualFunc(old.findings, next.findings, same)
 	}
 	if old != nil && old.data != nil && bytes.Equal(old.data, data) {
+		delete(s.doubts, name)
+		return false
+	}
+	if old != nil && old.data != nil && !s.believes(name, old.data, data, time.Now()) {
 		return false
 	}
 	objects, findings := resource.Decode(name, data)

@@ -150,3 +150,64 @@ func TestRun_seesEveryWayOfSaving(t *testing.T) {
 		t.Errorf("%d more states without a change", n)
 	}
 }
+
+func TestBelieves_lossesOnlyWhenTheyLast(t *testing.T) {
+	s := New(nil, slog.New(slog.DiscardHandler))
+	now := time.Unix(1000, 0)
+	if !s.believes("f", []byte("long"), []byte("s"), now) {
+		t.Error("a source that only loads doubts")
+	}
+	s.doubts = map[string]doubt{}
+	steps := []struct {
+		after time.Duration
+		data  []byte
+		want  bool
+	}{
+		{0, []byte(""), false},
+		{settle, []byte(""), false},             // empty waits longer
+		{0, []byte("half"), false},              // something else again
+		{settle / 2, []byte("half"), false},     // not long enough
+		{settle, []byte("long and more"), true}, // written out
+		{0, []byte("half"), false},
+		{settle, []byte("half"), true}, // it is meant so
+		{0, nil, false},
+		{0, []byte(""), false}, // gone and empty are not the same
+		{settleEmpty, []byte(""), true},
+		{0, nil, false},
+		{settle, nil, true},
+	}
+	for i, step := range steps {
+		now = now.Add(step.after)
+		if got := s.believes("f", []byte("the long file"), step.data, now); got != step.want {
+			t.Errorf("step %d: %q believed = %v", i, step.data, got)
+		}
+	}
+}
+
+func TestScan_halfWrittenAndReplacedFilesLoseNothing(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.yaml", account("a1", "a2"))
+	write(t, dir+"/b.yaml", account("b"))
+	write(t, dir+"/c.yaml", account("c"))
+	s := New([]string{dir}, slog.New(slog.DiscardHandler))
+	s.doubts = map[string]doubt{}
+	expect := func(want string, changes bool) {
+		t.Helper()
+		state, changed := s.scan()
+		if got := names(state); got != want || changed != changes {
+			t.Errorf("objects %q changed %v, want %q %v", got, changed, want, changes)
+		}
+	}
+	expect("a1 a2 b c", true)
+	write(t, dir+"/a.yaml", "")
+	expect("a1 a2 b c", false)
+	write(t, dir+"/a.yaml", account("a1"))
+	expect("a1 a2 b c", false)
+	if err := os.Remove(dir + "/b.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	expect("a1 a2 b c", false)
+	write(t, dir+"/b.yaml", account("b", "b2"))
+	write(t, dir+"/a.yaml", account("a1", "a2", "a3"))
+	expect("a1 a2 a3 b b2 c", true)
+}

@@ -30,6 +30,7 @@ func (s *Source) Run(ctx context.Context, changed func(State)) error {
 	} else {
 		defer w.Close()
 	}
+	s.doubts = map[string]doubt{}
 	state, _ := s.scan()
 	changed(state)
 	watched := s.follow(w, nil)
@@ -61,7 +62,11 @@ func (s *Source) Run(ctx context.Context, changed func(State)) error {
 				changed(state)
 			}
 			watched = s.follow(w, watched)
-			timer.Reset(sweep)
+			if len(s.doubts) > 0 {
+				timer.Reset(settle)
+			} else {
+				timer.Reset(sweep)
+			}
 		}
 	}
 }
