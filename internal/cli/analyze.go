@@ -57,12 +57,11 @@ Nothing needs to run. The exit code is 4 when there are findings at or above --f
 }
 
 func severity(name string) (finding.Severity, error) {
-	for _, s := range []finding.Severity{finding.Info, finding.Warning, finding.Error} {
-		if s.String() == name {
-			return s, nil
-		}
+	s, err := finding.ParseSeverity(name)
+	if err != nil {
+		return 0, fail(exitUsage, "for example --fail-on warning", "--fail-on: %w", err)
 	}
-	return 0, fail(exitUsage, "want info, warning or error", "severity %q is unknown", name)
+	return s, nil
 }
 
 func newFix(o *options) *cobra.Command {

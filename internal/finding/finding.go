@@ -39,13 +39,32 @@ func (s Severity) String() string {
 	return fmt.Sprintf("severity(%d)", uint8(s))
 }
 
+// ParseSeverity is the inverse of String.
+func ParseSeverity(name string) (Severity, error) {
+	for _, s := range []Severity{Info, Warning, Error} {
+		if s.String() == name {
+			return s, nil
+		}
+	}
+	return 0, fmt.Errorf("severity %q is unknown: want info, warning or error", name)
+}
+
+// MarshalText writes the severity as its word, in JSON and YAML too.
+func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (s *Severity) UnmarshalText(text []byte) (err error) {
+	*s, err = ParseSeverity(string(text))
+	return err
+}
+
 // Position is a place in a configuration file. Line and Column count from 1;
 // Column counts runes. The zero Position means that the place is unknown, for
 // example for an object that came over an API.
 type Position struct {
-	File   string
-	Line   int
-	Column int
+	File   string `json:"file,omitempty"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
 }
 
 // String returns file:line:column, leaving out what is unknown.
@@ -64,7 +83,9 @@ func (p Position) String() string {
 // Object names the object that a finding is about, in the spelling that every
 // command accepts back: kind/name.namespace.
 type Object struct {
-	Kind, Namespace, Name string
+	Kind      string `json:"kind,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
 }
 
 // String returns Kind/name.namespace, or Kind/name for a cluster-scoped object.
@@ -78,32 +99,33 @@ func (o Object) String() string {
 // Edit replaces the bytes [Start, End) of File by Text. Edits of one Fix do
 // not overlap and refer to the file as it was when the finding was made.
 type Edit struct {
-	File       string
-	Start, End int
-	Text       string
+	File  string `json:"file"`
+	Start int    `json:"start"`
+	End   int    `json:"end"`
+	Text  string `json:"text"`
 }
 
 // Fix is a machine-applicable remedy. Summary says in one line what it does
 // and why; it is what `lateen fix` prints.
 type Fix struct {
-	Summary string
-	Edits   []Edit
+	Summary string `json:"summary"`
+	Edits   []Edit `json:"edits,omitempty"`
 }
 
 // Finding is one coded message. Code never changes its meaning; Istio holds
 // istioctl's code for the same condition ("IST0101") where there is one.
 type Finding struct {
-	Code     string
-	Istio    string
-	Severity Severity
-	Object   Object
+	Code     string   `json:"code"`
+	Istio    string   `json:"istio,omitempty"`
+	Severity Severity `json:"severity"`
+	Object   Object   `json:"object"`
 	// Path is the field the message is about, for example
 	// "spec.http[1].route[0].destination.host".
-	Path    string
-	Pos     Position
-	Message string
-	Hint    string
-	Fix     *Fix
+	Path    string   `json:"path,omitempty"`
+	Pos     Position `json:"position"`
+	Message string   `json:"message"`
+	Hint    string   `json:"hint,omitempty"`
+	Fix     *Fix     `json:"fix,omitempty"`
 }
 
 // CodeText returns the code as people see it: "LAT0104 (IST0101)".
