@@ -3,6 +3,7 @@ package record
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -76,11 +77,18 @@ func (r *Recorder) tracer(t *snapshot.Tracing) *tracer {
 	b := attr(nil, spanAttr, "component", "proxy")
 	b = attr(b, spanAttr, "node_id", id.NodeID)
 	b = attr(b, spanAttr, "zone", id.Zone)
-	b = attr(b, spanAttr, "istio.canonical_service", id.CanonicalService)
-	b = attr(b, spanAttr, "istio.canonical_revision", id.CanonicalRevision)
-	b = attr(b, spanAttr, "istio.namespace", id.Namespace)
-	b = attr(b, spanAttr, "istio.mesh_id", id.MeshID)
-	b = attr(b, spanAttr, "istio.cluster_id", id.Cluster)
+	for _, own := range [][2]string{
+		{"istio.canonical_service", id.CanonicalService},
+		{"istio.canonical_revision", id.CanonicalRevision},
+		{"istio.namespace", id.Namespace},
+		{"istio.mesh_id", id.MeshID},
+		{"istio.cluster_id", id.Cluster},
+	} {
+		// The keys of a span are unique (OTLP); a tag from configuration wins.
+		if !slices.ContainsFunc(t.Tags, func(ct snapshot.CustomTag) bool { return ct.Tag == own[0] }) {
+			b = attr(b, spanAttr, own[0], own[1])
+		}
+	}
 	for _, ct := range t.Tags {
 		switch {
 		case ct.Header != "":
