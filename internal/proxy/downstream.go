@@ -304,9 +304,9 @@ func (d *downstream) networkPolicy(c *snapshot.FilterChain) authz.Result {
 
 func policyOf(r authz.Result) (name string, origin snapshot.Origin) {
 	if r.Policy != nil {
-		return r.Policy.Name, r.Policy.Origin
+		name = r.Policy.Name
 	}
-	return "", ""
+	return name, r.Origin
 }
 
 // refuse closes a connection that may not go on and records why.

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"net/netip"
+	"strings"
 
 	"lateen.dev/lateen/internal/proxy/message"
 )
@@ -39,6 +40,17 @@ func (r *RBAC) Evaluate(s *Subject) (allowed bool, policy *Policy) {
 		}
 	}
 	return r.Action != Allow, nil
+}
+
+// Owner is the object that the filter's rules come from: what to name when none
+// of them matched. Of several objects it is the first by name.
+func (r *RBAC) Owner() Origin {
+	for _, p := range r.Policies {
+		if object, _, ok := strings.Cut(string(p.Origin), "#"); ok {
+			return Origin(object)
+		}
+	}
+	return ""
 }
 
 type evaluation struct {

@@ -233,8 +233,9 @@ func (x *Exchange) authorize(f *snapshot.HTTPFilter) filter.Verdict {
 	if res.Verdict == filter.Continue {
 		return res.Verdict
 	}
+	x.rec.Decider = res.Origin
 	if res.Policy != nil {
-		x.rec.Policy, x.rec.Decider = res.Policy.Name, res.Policy.Origin
+		x.rec.Policy = res.Policy.Name
 	}
 	x.reply(403, 0, res.Details, filter.BodyDenied)
 	return res.Verdict

@@ -89,9 +89,9 @@ func (c compiler) compile() Rules {
 
 // add adds the rules of one policy under Istio's names.
 func (c compiler) add(into *rbacpb.RBAC, p *mesh.AuthorizationPolicy) {
+	c.note(mesh.Origin{Object: p.Object}) // what a refusal names when no rule matches
 	if len(p.Spec.GetRules()) == 0 {
 		into.Policies[c.name(p, 0)] = matchNothing()
-		c.note(mesh.Origin{Object: p.Object})
 		return
 	}
 	for i, r := range p.Spec.GetRules() {

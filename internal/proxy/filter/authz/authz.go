@@ -15,6 +15,9 @@ type Result struct {
 	Verdict filter.Verdict
 	// Policy is the policy that matched, nil for none.
 	Policy *snapshot.Policy
+	// Origin is where a refusal comes from: the rule that matched, or the object
+	// whose rules all did not.
+	Origin snapshot.Origin
 	// Details is %RESPONSE_CODE_DETAILS% of a refusal (Envoy:
 	// rbac_access_denied_matched_policy[name], "none" when no ALLOW matched).
 	Details string
@@ -26,7 +29,11 @@ func Check(r *snapshot.RBAC, s *snapshot.Subject) Result {
 	if allowed {
 		return Result{Verdict: filter.Continue, Policy: policy}
 	}
-	return Result{Verdict: filter.Reply, Policy: policy, Details: Details(policy)}
+	res := Result{Verdict: filter.Reply, Policy: policy, Origin: r.Owner(), Details: Details(policy)}
+	if policy != nil {
+		res.Origin = policy.Origin
+	}
+	return res
 }
 
 // Details names the policy that refused, nil for the absence of one that allows.
