@@ -372,11 +372,7 @@ func originOperators(name string) opFunc {
 			if rec.Decider == "" {
 				return b, false
 			}
-			b = append(b, rec.Decider...)
-			if at := env.origin(rec.Decider); at != "" {
-				b = append(append(append(b, " ("...), at...), ')')
-			}
-			return b, true
+			return appendOrigin(b, rec.Decider, env), true
 		}
 	case "LATEEN_ORIGIN_ID":
 		return func(b []byte, rec *Record, _ *Env) ([]byte, bool) { return str(b, string(rec.Decider)) }
@@ -386,6 +382,14 @@ func originOperators(name string) opFunc {
 				return b, false
 			}
 			return str(b, env.origin(rec.Decider))
+		}
+	case "LATEEN_ROUTE_ORIGIN":
+		// Of the route that was taken, whoever decided in the end.
+		return func(b []byte, rec *Record, env *Env) ([]byte, bool) {
+			if rec.Route == nil || rec.Route.Origin == "" {
+				return b, false
+			}
+			return appendOrigin(b, rec.Route.Origin, env), true
 		}
 	case "LATEEN_POLICY":
 		return func(b []byte, rec *Record, _ *Env) ([]byte, bool) { return str(b, rec.Policy) }
@@ -413,6 +417,15 @@ func originOperators(name string) opFunc {
 		}
 	}
 	return nil
+}
+
+// appendOrigin appends an origin and where it stands.
+func appendOrigin(b []byte, o snapshot.Origin, env *Env) []byte {
+	b = append(b, o...)
+	if at := env.origin(o); at != "" {
+		b = append(append(append(b, " ("...), at...), ')')
+	}
+	return b
 }
 
 func downstreamTLS(f func(*message.TLSInfo) string) opFunc {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +27,7 @@ func call(arg string) error {
 	client := &http.Client{
 		Timeout:       20 * time.Second,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 4},
+		Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 4, DialContext: dialer(c)},
 	}
 	results := make([]scenario.Result, 0, c.Times)
 	for range c.Times {
@@ -38,12 +40,41 @@ func call(arg string) error {
 	return json.NewEncoder(os.Stdout).Encode(results)
 }
 
+// dialer connects as the call wants: to an address of its own, or within one
+// family.
+func dialer(c scenario.Call) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if c.Address != "" {
+			address = c.Address
+		}
+		if c.Family != 0 {
+			network = fmt.Sprintf("tcp%d", c.Family)
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}
+}
+
+// target is the URL's path exactly as written, for requests that
+// must not be cleaned on their way out. It is "" for what net/http would read as
+// an absolute form.
+func target(rawURL string) string {
+	_, rest, _ := strings.Cut(rawURL, "://")
+	rest, _, _ = strings.Cut(rest, "?")
+	i := strings.IndexByte(rest, '/')
+	if i < 0 || strings.HasPrefix(rest[i:], "//") {
+		return ""
+	}
+	return rest[i:]
+}
+
 func send(client *http.Client, c scenario.Call) (scenario.Result, error) {
 	req, err := http.NewRequest(c.Method, c.URL, strings.NewReader(c.Body))
 	if err != nil {
 		return scenario.Result{}, fmt.Errorf("make request: %w", err)
 	}
-	req.Header.Set("User-Agent", "scenario")
+	req.URL.Opaque = target(c.URL)
+	mark := "scenario/" + rand.Text()
+	req.Header.Set("User-Agent", mark)
 	for _, h := range c.Headers {
 		if strings.EqualFold(h[0], "host") {
 			req.Host = h[1]
@@ -54,11 +85,13 @@ func send(client *http.Client, c scenario.Call) (scenario.Result, error) {
 	start := time.Now()
 	resp, err := client.Do(req)
 	if err != nil {
-		return scenario.Result{Err: transportError(err), Took: time.Since(start)}, nil
+		return scenario.Result{Mark: mark, Err: transportError(err), Took: time.Since(start)}, nil
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	_ = resp.Body.Close()
-	r := scenario.Result{Status: resp.StatusCode, Body: string(body), Took: time.Since(start), Header: scenario.LowerKeys(resp.Header)}
+	r := scenario.Result{
+		Mark: mark, Status: resp.StatusCode, Body: string(body), Took: time.Since(start), Header: scenario.LowerKeys(resp.Header),
+	}
 	if err != nil {
 		r.Err = transportError(err)
 	}

@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -44,6 +45,7 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Name: a.name, Method: r.Method, Path: r.URL.RequestURI(), Host: r.Host, Header: r.Header,
 		Body: string(body), Attempt: a.count(r.Header.Get("X-Request-Id")),
 	}
+	fmt.Printf("served %s\n", r.UserAgent()) // the runner counts copies by it
 	b := a.behaviour
 	if b.First > 0 && seen.Attempt > b.First {
 		b = scenario.Behaviour{Status: http.StatusOK}

@@ -9,6 +9,8 @@ import (
 
 // Result is what happened to one request of a call.
 type Result struct {
+	// Mark is how the live runner finds the request in logs.
+	Mark   string
 	Status int
 	// From is the Deployment that answered, "" when a proxy did.
 	From   string

@@ -22,6 +22,13 @@
 // 8080 named http. Options: xN replicas, port=N, portname=NAME, ns=NAMESPACE,
 // sidecar=off, and behaviour of the application: status=N, delay=D, reset=on,
 // first=503x2 (only the first two attempts of a request fail).
+//
+// A call's headers follow its URL, separated by ", ". Three of them are no
+// headers: "body: text" is the request's body; "family: 6" (or 4) makes the
+// caller look up and dial only addresses of that family; "to: vip" or "to: pod"
+// replaces the host by the Service's address or by its first pod's, of that
+// family (4 if none is given), as a caller does who knows no names. The last
+// two need a network, so only the live runner knows them.
 package scenario
 
 import (
@@ -86,6 +93,12 @@ type Call struct {
 	URL     string
 	Headers [][2]string
 	Body    string
+	// Family is 4 or 6 if the caller dials only such addresses, else 0.
+	Family int
+	// To is "vip" or "pod" if the URL's host stands for an address.
+	To string
+	// Address is where to connect if not where the URL says; runners set it.
+	Address string
 	Times   int
 	Wants   []Want
 }
@@ -257,13 +270,35 @@ func parseCall(line string) (Call, error) {
 		if !ok {
 			return Call{}, fmt.Errorf("call %q: header %q: want name: value", line, h)
 		}
-		if name == "body" {
-			c.Body = strings.TrimSpace(value)
+		special, err := c.option(name, strings.TrimSpace(value))
+		if err != nil {
+			return Call{}, fmt.Errorf("call %q: %w", line, err)
+		}
+		if special {
 			continue
 		}
 		c.Headers = append(c.Headers, [2]string{strings.TrimSpace(name), strings.TrimSpace(value)})
 	}
 	return c, nil
+}
+
+// option reads what looks like a header and is none.
+func (c *Call) option(name, value string) (special bool, err error) {
+	switch name {
+	case "body":
+		c.Body = value
+	case "family":
+		if c.Family, err = strconv.Atoi(value); err != nil || c.Family != 4 && c.Family != 6 {
+			return true, fmt.Errorf("family %q: want 4 or 6", value)
+		}
+	case "to":
+		if c.To = value; value != "vip" && value != "pod" {
+			return true, fmt.Errorf("to %q: want vip or pod", value)
+		}
+	default:
+		return false, nil
+	}
+	return true, nil
 }
 
 func parseDelay(text string) (time.Duration, error) {

@@ -227,6 +227,9 @@ func (a *app) Serve(pod string, r simulate.Request) simulate.Response {
 
 // runCall sends the requests of a call, until check, if any, refuses a result.
 func runCall(world *simulate.World, a *app, s *scenario.Scenario, c scenario.Call, check func(int, scenario.Result) error) ([]scenario.Result, error) {
+	if c.To != "" || c.Family != 0 {
+		return nil, fmt.Errorf("line %d: to and family need a network: only the live runner knows them", c.Line)
+	}
 	from := "outside"
 	if c.From != "outside" {
 		w, ok := workload(s, c.From)
