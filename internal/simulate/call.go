@@ -116,7 +116,7 @@ func (w *World) dispatchBare(c *client, p *pod, host string, port uint16, r Requ
 		return
 	}
 	conn := w.conn(p.view.IPs[0], addr)
-	accept, far, err := w.reach(p, upstream.Target{Addr: addr}, conn)
+	accept, far, err := w.reach(p, upstream.Target{Addr: addr}, conn, true)
 	if err != nil {
 		c.fail("refused")
 		return

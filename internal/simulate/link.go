@@ -37,28 +37,27 @@ func (d *dialer) DialHTTP(t upstream.Target, o message.ClientObserver, done func
 	return func() { cancelled = true }
 }
 
-// DialTCP implements upstream.Dialer: opaque connections have no simulation.
-func (d *dialer) DialTCP(_ upstream.Target, done func(message.Transport, *upstream.Error)) func() {
-	done(nil, &upstream.Error{Code: message.ResetConnectFailure, Reason: "simulation carries HTTP only"})
-	return func() {}
-}
-
 func (d *dialer) connect(t upstream.Target, o message.ClientObserver) (*clientConn, *upstream.Error) {
-	w := d.world
-	w.nextID++
-	conn := &message.Conn{
-		ID: w.nextID, Local: netip.AddrPortFrom(d.from.view.IPs[0], 40000), Remote: t.Addr, Protocol: message.HTTP11,
-	}
-	accept, far, err := w.reach(d.from, t, conn)
+	conn := d.near(t)
+	accept, far, err := d.world.reach(d.from, t, conn, true)
 	if err != nil {
 		return nil, err
 	}
-	return &clientConn{world: w, conn: conn, far: far, accept: accept, observer: o}, nil
+	return &clientConn{world: d.world, conn: conn, far: far, accept: accept, observer: o}, nil
+}
+
+// near is a new connection to a target as the dialling proxy sees it.
+func (d *dialer) near(t upstream.Target) *message.Conn {
+	d.world.nextID++
+	return &message.Conn{
+		ID: d.world.nextID, Local: netip.AddrPortFrom(d.from.view.IPs[0], 40000), Remote: t.Addr, Protocol: message.HTTP11,
+	}
 }
 
 // reach finds who answers at an address and what both ends know of the
-// connection.
-func (w *World) reach(from *pod, t upstream.Target, conn *message.Conn) (server, *message.Conn, *upstream.Error) {
+// connection. http says that the dialling proxy speaks HTTP on it, which it
+// tells its peers by ALPN.
+func (w *World) reach(from *pod, t upstream.Target, conn *message.Conn, http bool) (server, *message.Conn, *upstream.Error) {
 	far := &message.Conn{ID: conn.ID, Local: t.Addr, Remote: conn.Local, OriginalDst: t.Addr, SNI: t.SNI, Protocol: message.HTTP11}
 	to := w.byIP[t.Addr.Addr()]
 	if to == nil || t.Mark == bootstrap.InboundMark || to.proxy == nil {
@@ -72,7 +71,7 @@ func (w *World) reach(from *pod, t upstream.Target, conn *message.Conn) (server,
 		return w.application(name), far, nil
 	}
 	if t.TLS != nil {
-		if err := w.secure(from, to, t, conn, far); err != nil {
+		if err := w.secure(from, to, t, conn, far, http); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -80,18 +79,30 @@ func (w *World) reach(from *pod, t upstream.Target, conn *message.Conn) (server,
 }
 
 // secure fills in what both ends know after a TLS handshake between pods.
-func (w *World) secure(from, to *pod, t upstream.Target, conn, far *message.Conn) *upstream.Error {
+func (w *World) secure(from, to *pod, t upstream.Target, conn, far *message.Conn, http bool) *upstream.Error {
 	client, serverID := from.identity(w.trustDomain()), to.identity(w.trustDomain())
 	if t.TLS.Validation != nil && !matchesSAN(t.TLS.Validation, serverID) {
 		return &upstream.Error{Code: message.ResetTLSFailure, Reason: "TLS_error: certificate of " + serverID + " does not match"}
 	}
 	conn.TLS = &message.TLSInfo{PeerURISANs: []string{serverID}, LocalURISAN: client, Mutual: t.TLS.Certificate != ""}
 	far.TLS = &message.TLSInfo{LocalURISAN: serverID, Mutual: conn.TLS.Mutual}
+	far.ALPN = offered(t.TLS, http)
 	if t.TLS.Certificate != "" {
 		far.TLS.PeerURISANs = []string{client}
 		far.TLS.PeerCert = &x509.Certificate{Raw: []byte(client)}
 	}
 	return nil
+}
+
+// offered is the protocol that a client of the mesh names in its handshake.
+func offered(u *snapshot.UpstreamTLS, http bool) string {
+	if http && u.Mesh {
+		return "istio-http/1.1"
+	}
+	if len(u.ALPN) > 0 {
+		return u.ALPN[len(u.ALPN)-1]
+	}
+	return ""
 }
 
 // inbound begins an exchange that arrived at the pod from outside.

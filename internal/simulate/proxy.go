@@ -64,6 +64,10 @@ func (x *proxy) Done(r *record.Record) {
 			h.Origin = string(r.Route.Origin)
 		}
 	}
+	x.addHop(h)
+}
+
+func (x *proxy) addHop(h Hop) {
 	if place := x.places[h.Origin]; place != nil {
 		h.Place = placeText(place)
 	}
@@ -78,11 +82,15 @@ func flagNames(f record.Flags) []string {
 	return strings.Split(text, ",")
 }
 
-// outbound begins an exchange of the pod's own application with dst.
+// outbound begins an exchange of the pod's own application with dst. As in the
+// proxy, the capturing listener hands over to the one of the destination.
 func (x *proxy) outbound(conn *message.Conn, down message.Sender) message.Receiver {
-	listener := x.snap.OutboundListener(conn.OriginalDst)
+	listener := x.snap.Outbound
 	if listener == nil {
 		return nil
+	}
+	if special := x.snap.OutboundListener(conn.OriginalDst); special != nil && listener.UseOriginalDst {
+		listener = special
 	}
 	return x.begin(listener, conn, down)
 }
@@ -90,22 +98,35 @@ func (x *proxy) outbound(conn *message.Conn, down message.Sender) message.Receiv
 // begin matches a connection to a filter chain and starts an exchange; nil
 // means that the connection is closed.
 func (x *proxy) begin(listener *snapshot.Listener, conn *message.Conn, down message.Sender) message.Receiver {
-	chain := listener.Match(connInfo(conn))
-	if chain == nil || chain.HTTP == nil || (chain.TLS != nil) != (conn.TLS != nil) {
+	chain := listener.Match(connInfo(listener, conn))
+	if chain == nil || (chain.TLS != nil) != (conn.TLS != nil) {
 		return nil
 	}
-	if chain.TLS != nil && !acceptsPeer(chain.TLS, conn.TLS) {
+	if chain.TLS != nil && !acceptsPeer(chain.TLS, conn.TLS) || !x.allowed(chain, conn) {
 		return nil
 	}
-	site := &stream.Site{Snapshot: x.snap, Listener: listener, Manager: chain.HTTP, Gateway: isGateway(x.pod)}
-	return x.env.New(site, down)
+	switch {
+	case chain.HTTP != nil:
+		site := &stream.Site{Snapshot: x.snap, Listener: listener, Manager: chain.HTTP, Gateway: isGateway(x.pod)}
+		return x.env.New(site, down)
+	case chain.TCP != nil:
+		return x.join(chain, conn, down)
+	}
+	return nil
 }
 
-func connInfo(conn *message.Conn) snapshot.ConnInfo {
-	info := snapshot.ConnInfo{Destination: conn.OriginalDst, Source: conn.Remote, SNI: conn.SNI}
-	info.Transport, info.ALPN = snapshot.TransportRaw, []string{"http/1.1"}
-	if conn.TLS != nil {
-		info.Transport, info.ALPN = snapshot.TransportTLS, []string{"istio"}
+// connInfo is what the listener's inspectors find out about a connection.
+func connInfo(l *snapshot.Listener, conn *message.Conn) snapshot.ConnInfo {
+	info := snapshot.ConnInfo{Destination: conn.OriginalDst, Source: conn.Remote, Transport: snapshot.TransportRaw}
+	tls, http := l.Inspectors(conn.OriginalDst)
+	switch {
+	case conn.TLS != nil && tls:
+		info.Transport, info.SNI = snapshot.TransportTLS, conn.SNI
+		if conn.ALPN != "" {
+			info.ALPN = []string{conn.ALPN}
+		}
+	case conn.TLS == nil && http:
+		info.ALPN = []string{"http/1.1"}
 	}
 	return info
 }
