@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,31 +22,51 @@ const callLimit = time.Minute
 // the mesh to a gateway (from is "outside"). The error is about the question,
 // never about the answer.
 func (w *World) Call(from, rawURL string, r Request) (Result, error) {
+	all, err := w.CallAtOnce(from, rawURL, r, 1)
+	if err != nil {
+		return Result{}, err
+	}
+	return all[0], nil
+}
+
+// CallAtOnce sends n equal requests before the first is answered. All results
+// have the hops of all of them.
+func (w *World) CallAtOnce(from, rawURL string, r Request, n int) ([]Result, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Host == "" {
-		return Result{}, fmt.Errorf("call %q: not an absolute URL", rawURL)
+		return nil, fmt.Errorf("call %q: not an absolute URL", rawURL)
 	}
 	port, err := strconv.ParseUint(u.Port(), 10, 16)
 	if u.Port() == "" {
 		port, err = 80, nil
 	}
 	if err != nil {
-		return Result{}, fmt.Errorf("call %q: port: %w", rawURL, err)
+		return nil, fmt.Errorf("call %q: port: %w", rawURL, err)
 	}
 	r.Scheme, r.Authority, r.Path = "http", u.Host, requestTarget(rawURL)
 	w.hops, w.links = nil, 0
-	c := &client{world: w, start: w.clock.Now()}
-	if err := w.dispatch(c, from, u.Hostname(), uint16(port), r); err != nil {
-		return Result{}, err
+	clients := make([]*client, n)
+	for i := range clients {
+		clients[i] = &client{world: w, start: w.clock.Now()}
+		if err := w.dispatch(clients[i], from, u.Hostname(), uint16(port), r); err != nil {
+			return nil, err
+		}
 	}
-	w.settle(func() bool { return c.done }, callLimit)
-	if !c.done {
-		c.result.Err = "timeout"
+	w.settle(func() bool {
+		return !slices.ContainsFunc(clients, func(c *client) bool { return !c.done })
+	}, callLimit)
+	for _, c := range clients {
+		if !c.done {
+			c.finish("timeout")
+		}
 	}
-	c.result.Took = time.Duration(w.clock.Now() - c.start)
 	w.settle(func() bool { return false }, 0) // let records of mirrors and resets arrive
-	c.result.Hops = w.hops
-	return c.result, nil
+	results := make([]Result, n)
+	for i, c := range clients {
+		c.result.Hops = w.hops
+		results[i] = c.result
+	}
+	return results, nil
 }
 
 // requestTarget is the path and query exactly as written.
@@ -112,13 +133,13 @@ func (w *World) conn(from netip.Addr, to netip.AddrPort) *message.Conn {
 func (w *World) dispatchBare(c *client, p *pod, host string, port uint16, r Request) {
 	addr, ok := w.anyEndpoint(host, p.namespace, port)
 	if !ok {
-		c.fail("refused")
+		c.finish("refused")
 		return
 	}
 	conn := w.conn(p.view.IPs[0], addr)
 	accept, far, err := w.reach(p, upstream.Target{Addr: addr}, conn, true)
 	if err != nil {
-		c.fail("refused")
+		c.finish("refused")
 		return
 	}
 	c.send(accept, far, r)
@@ -178,7 +199,13 @@ func (c *client) send(accept server, conn *message.Conn, r Request) {
 	}
 }
 
-func (c *client) fail(why string) { c.result.Err, c.done = why, true }
+// finish ends the call, once; why is "" when a complete response came.
+func (c *client) finish(why string) {
+	if !c.done {
+		c.result.Err, c.done = why, true
+		c.result.Took = time.Duration(c.world.clock.Now() - c.start)
+	}
+}
 
 func (c *client) OnInformational(*message.Head) {}
 func (c *client) OnDrained()                    {}
@@ -186,19 +213,19 @@ func (c *client) OnDrained()                    {}
 func (c *client) OnHead(h *message.Head, end bool) {
 	c.result.Status = h.Status()
 	c.result.Header = fieldsOf(h)
-	c.done = end
+	if end {
+		c.finish("")
+	}
 }
 
 func (c *client) OnData(p []byte, end bool) {
 	c.result.Body = append(c.result.Body, p...)
-	c.done = c.done || end
-}
-func (c *client) OnTrailers(*message.Head) { c.done = true }
-func (c *client) OnReset(message.ResetCode) {
-	if !c.done {
-		c.fail("reset")
+	if end {
+		c.finish("")
 	}
 }
+func (c *client) OnTrailers(*message.Head)  { c.finish("") }
+func (c *client) OnReset(message.ResetCode) { c.finish("reset") }
 
 func fieldsOf(h *message.Head) [][2]string {
 	var out [][2]string

@@ -62,12 +62,20 @@ func (c Call) CheckOne(i int, r Result) error {
 }
 
 // ofAll reports whether the expectation is about all results together.
-func (w Want) ofAll() bool { return strings.HasPrefix(w.Text, "split ") }
+func (w Want) ofAll() bool {
+	verb, _, _ := strings.Cut(w.Text, " ")
+	return together[verb] != nil
+}
+
+// together are the expectations about all results.
+var together = map[string]func(string, []Result) error{
+	"split": checkSplit, "statuses": checkStatuses, "mirrors": checkMirrors,
+}
 
 func (w Want) check(results []Result) error {
 	verb, rest, _ := strings.Cut(w.Text, " ")
-	if w.ofAll() {
-		return checkSplit(rest, results)
+	if check := together[verb]; check != nil {
+		return check(rest, results)
 	}
 	check, ok := checks[verb]
 	if !ok {
@@ -126,6 +134,36 @@ func checkSplit(want string, results []Result) error {
 	for _, r := range results {
 		counts[r.From]++
 	}
+	return checkShares(want, counts, len(results))
+}
+
+// checkMirrors reads "shadow-v1=50±9": how many of the requests were copied.
+func checkMirrors(want string, results []Result) error {
+	counts := map[string]int{}
+	for _, r := range results {
+		for name, n := range r.Mirrored {
+			counts[name] += n
+		}
+	}
+	return checkShares(want, counts, len(results))
+}
+
+// checkStatuses reads "200=2 503=3": how often each status came.
+func checkStatuses(want string, results []Result) error {
+	counts := map[string]int{}
+	for _, r := range results {
+		counts[strconv.Itoa(r.Status)]++
+	}
+	for part := range strings.FieldsSeq(want) {
+		status, n, _ := strings.Cut(part, "=")
+		if strconv.Itoa(counts[status]) != n {
+			return fmt.Errorf("statuses %v", counts)
+		}
+	}
+	return nil
+}
+
+func checkShares(want string, counts map[string]int, of int) error {
 	for part := range strings.FieldsSeq(want) {
 		name, share, _ := strings.Cut(part, "=")
 		center, tolerance, _ := strings.Cut(share, "±")
@@ -134,9 +172,9 @@ func checkSplit(want string, results []Result) error {
 			return fmt.Errorf("share %q: %w", part, err)
 		}
 		tol, _ := strconv.ParseFloat(tolerance, 64)
-		got := 100 * float64(counts[name]) / float64(len(results))
+		got := 100 * float64(counts[name]) / float64(of)
 		if got < c-tol || got > c+tol {
-			return fmt.Errorf("%s got %.1f %% of %d (all: %v)", name, got, len(results), counts)
+			return fmt.Errorf("%s got %.1f %% of %d (all: %v)", name, got, of, counts)
 		}
 	}
 	return nil

@@ -17,6 +17,15 @@
 //	  200 from reviews-v2
 //	  origin VirtualService/reviews.default mesh.yaml:9
 //
+// After a call come its expectations, one a line: "STATUS [from DEPLOYMENT|…]",
+// "body TEXT", "header NAME[: VALUE|~PART]", "header no NAME", "sees path|host|
+// method|header …", "sees no header NAME", "attempts N", "flag FLAG", "details
+// TEXT", "route NAME", "origin ID FILE:LINE", "mirrored DEPLOYMENT=N", "takes
+// LOW..HIGH" and "error TEXT" hold for each of its xN requests; "split
+// DEPLOYMENT=PERCENT±N …", "statuses STATUS=COUNT …" and "mirrors
+// DEPLOYMENT=PERCENT±N" for all together. With "xN at once" the requests are
+// sent before the first answer is awaited.
+//
 // A workload line makes a ServiceAccount and Service of its name (once), a
 // Deployment NAME-VERSION with labels app and version, and one container port
 // 8080 named http. Options: xN replicas, port=N, portname=NAME, ns=NAMESPACE,
@@ -100,7 +109,9 @@ type Call struct {
 	// Address is where to connect if not where the URL says; runners set it.
 	Address string
 	Times   int
-	Wants   []Want
+	// AtOnce sends all requests before the first answer is awaited.
+	AtOnce bool
+	Wants  []Want
 }
 
 // Want is one expectation: the words of an indented line.
@@ -244,7 +255,7 @@ func (s *Scenario) parseCalls(text string, start int) error {
 	return nil
 }
 
-// parseCall reads "web -> GET http://host/path name: value, name: value xN".
+// parseCall reads "web -> GET http://host/path name: value, name: value xN [at once]".
 func parseCall(line string) (Call, error) {
 	from, rest, ok := strings.Cut(line, " -> ")
 	if !ok {
@@ -257,6 +268,7 @@ func parseCall(line string) (Call, error) {
 	}
 	c.Method, c.URL = fields[0], fields[1]
 	rest = strings.Join(fields[2:], " ")
+	rest, c.AtOnce = strings.CutSuffix(rest, " at once")
 	if i := strings.LastIndex(rest, "x"); i >= 0 && (i == 0 || rest[i-1] == ' ') {
 		if n, err := strconv.Atoi(rest[i+1:]); err == nil {
 			c.Times, rest = n, strings.TrimSpace(rest[:i])

@@ -239,9 +239,18 @@ func runCall(world *simulate.World, a *app, s *scenario.Scenario, c scenario.Cal
 		from = world.FindPod(w.Deployment()+"-", w.Namespace)
 	}
 	results := make([]scenario.Result, 0, c.Times)
+	request := simulate.Request{Method: c.Method, Header: c.Headers, Body: []byte(c.Body)}
+	if c.AtOnce {
+		clear(a.served)
+		all, err := world.CallAtOnce(from, c.URL, request, c.Times)
+		for _, r := range all {
+			results = append(results, convert(r, a.served))
+		}
+		return results, err
+	}
 	for i := range c.Times {
 		clear(a.served)
-		r, err := world.Call(from, c.URL, simulate.Request{Method: c.Method, Header: c.Headers, Body: []byte(c.Body)})
+		r, err := world.Call(from, c.URL, request)
 		if err != nil {
 			return nil, err
 		}
