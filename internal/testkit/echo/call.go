@@ -102,7 +102,10 @@ func send(client *http.Client, c scenario.Call) (scenario.Result, error) {
 // transportError reduces an error to the words scenarios use.
 func transportError(err error) string {
 	var timeout net.Error
+	var unknown *net.DNSError
 	switch {
+	case errors.As(err, &unknown) && unknown.IsNotFound:
+		return "no such host"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refused"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -53,8 +53,8 @@ func New(ctx context.Context) (*Suite, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", dir+"/", "lateen.dev/lateen/cmd/lateen",
-		"lateen.dev/lateen/cmd/lateen-proxy", "lateen.dev/lateen/internal/testkit/echo")
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", dir+"/",
+		"lateen.dev/lateen/cmd/...", "lateen.dev/lateen/internal/testkit/echo")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, errors.Join(fmt.Errorf("build the programs: %w\n%s", err, out), s.Close())
 	}
