@@ -21,7 +21,7 @@ type Answers struct {
 	ByStatus map[int]int `json:"byStatus"`
 	// Errors are the distinct transport errors, with their counts.
 	Errors map[string]int `json:"errors"`
-	// Body is the last answer that was not 200.
+	// Body is the last answer that was not of goapp.
 	Body string `json:"body"`
 }
 
@@ -114,7 +114,7 @@ func (c *caller) note(status int, body []byte, err error) {
 	var answer struct {
 		Pod string `json:"pod"`
 	}
-	if status != http.StatusOK || json.Unmarshal(body, &answer) != nil {
+	if json.Unmarshal(body, &answer) != nil || answer.Pod == "" {
 		c.answers.Body = string(body)
 		return
 	}
