@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +25,7 @@ type findingsOutput struct {
 
 func newAnalyze(o *options) *cobra.Command {
 	var failOn string
+	var suppressed []string
 	cmd := &cobra.Command{
 		Use:   "analyze PATH…",
 		Short: "Say what is wrong with manifests, with file:line:column",
@@ -38,6 +42,9 @@ Nothing needs to run. The exit code is 4 when there are findings at or above --f
 			if err != nil {
 				return fmt.Errorf("analyze: %w", err)
 			}
+			if findings, err = suppress(findings, suppressed); err != nil {
+				return err
+			}
 			finding.Sort(findings)
 			out := findingsOutput{APIVersion: "lateen.dev/v1alpha1", Objects: objects, Findings: findings}
 			if err := o.print(out, func(w io.Writer) {
@@ -52,8 +59,57 @@ Nothing needs to run. The exit code is 4 when there are findings at or above --f
 			return nil
 		},
 	}
+	cmd.AddCommand(newAnalyzeList(o))
+	cmd.Flags().StringArrayVar(&suppressed, "suppress", nil, "CODE or CODE=KIND/NAME.NAMESPACE not to report; * stands for any text")
 	cmd.Flags().StringVar(&failOn, "fail-on", "error", "lowest severity that makes the exit code 4: info, warning or error")
 	return cmd
+}
+
+// suppress leaves out the findings that the arguments of --suppress name.
+func suppress(fs []finding.Finding, args []string) ([]finding.Finding, error) {
+	for _, arg := range args {
+		code, object, named := strings.Cut(arg, "=")
+		if _, known := finding.Lookup(code); !known {
+			return nil, fail(exitUsage, "lateen analyze list prints the codes", "--suppress %q: there is no code %q", arg, code)
+		}
+		if _, err := path.Match(object, ""); err != nil {
+			return nil, fail(exitUsage, "for example "+code+"=Service/*.shop", "--suppress %q: %w", arg, err)
+		}
+		fs = slices.DeleteFunc(fs, func(f finding.Finding) bool {
+			// Slashes are ordinary in names of objects, so the match is on one element.
+			flat := strings.NewReplacer("/", "|")
+			match, _ := path.Match(flat.Replace(object), flat.Replace(f.Object.String()))
+			return f.Code == code && (!named || match)
+		})
+	}
+	return fs, nil
+}
+
+// codeOutput is one line of analyze list.
+type codeOutput struct {
+	Code        string           `json:"code"`
+	Istio       string           `json:"istio,omitempty"`
+	Severity    finding.Severity `json:"severity"`
+	Title       string           `json:"title"`
+	Explanation string           `json:"explanation"`
+}
+
+func newAnalyzeList(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List every code that findings can have",
+		Example: "  lateen analyze list\n  lateen analyze list -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			var codes []codeOutput
+			var rows [][]string
+			for _, c := range finding.Codes() {
+				codes = append(codes, codeOutput{Code: c.ID, Istio: c.Istio, Severity: c.Severity, Title: c.Title, Explanation: c.Explanation})
+				rows = append(rows, []string{c.ID, c.Istio, c.Severity.String(), c.Title})
+			}
+			return o.print(codes, func(w io.Writer) { columns(w, "CODE ISTIO SEVERITY TITLE", rows) })
+		},
+	}
 }
 
 func severity(name string) (finding.Severity, error) {
@@ -134,5 +190,5 @@ func printFix(w io.Writer, r *fix.Result) {
 		fmt.Fprintln(w, "\nleft as it is:")
 		printFindings(w, r.Left)
 	}
-	fmt.Fprintf(w, "%s applied\n", plural(len(r.Changes), "fix"))
+	fmt.Fprintf(w, "%s applied\n", plural(len(r.Changes), "change"))
 }

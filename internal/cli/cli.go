@@ -77,8 +77,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	err := root.ExecuteContext(ctx)
-	return report(errOut, root, err)
+	cmd, err := root.ExecuteContextC(ctx)
+	return report(errOut, cmd, err)
 }
 
 func newRoot(o *options) *cobra.Command {
@@ -98,12 +98,12 @@ without root, Docker or Kubernetes.`,
 	root.PersistentFlags().StringVar(&o.dataDir, "data", ".lateen", "data directory of the running mesh")
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table, json or yaml")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		// fix has an -o of its own, the folder to write to; o.output is then table.
 		switch o.output {
 		case "table", "json", "yaml":
 			return nil
 		}
-		// fix uses -o as the folder to write to, checked by the command itself.
-		return nil
+		return fail(exitUsage, "want table, json or yaml", "output format %q is unknown", o.output)
 	}
 	root.AddCommand(
 		newUp(o), newDown(o), newStatus(o),
@@ -119,7 +119,7 @@ without root, Docker or Kubernetes.`,
 }
 
 // report prints err as people read it and returns the exit code.
-func report(w io.Writer, root *cobra.Command, err error) int {
+func report(w io.Writer, cmd *cobra.Command, err error) int {
 	if err == nil {
 		return exitOK
 	}
@@ -132,7 +132,7 @@ func report(w io.Writer, root *cobra.Command, err error) int {
 		printError(w, f.err, f.hint)
 		return f.code
 	}
-	if usage, hint := usageError(root, err); usage {
+	if usage, hint := usageError(cmd, err); usage {
 		printError(w, err, hint)
 		return exitUsage
 	}
@@ -140,37 +140,44 @@ func report(w io.Writer, root *cobra.Command, err error) int {
 	return exitFailed
 }
 
+// printError prints an error and one hint: that of the command, or else the one
+// the error itself carries in a line of its own.
 func printError(w io.Writer, err error, hint string) {
-	fmt.Fprintf(w, "error: %v\n", err)
+	text, own, ok := strings.Cut(err.Error(), "\nhint: ")
+	if ok && hint == "" {
+		hint = own
+	}
+	fmt.Fprintf(w, "error: %s\n", text)
 	for line := range strings.Lines(hint) {
 		fmt.Fprintf(w, "hint:  %s\n", strings.TrimRight(line, "\n"))
 	}
 }
 
 // usageError recognises the errors cobra makes of wrong arguments.
-func usageError(root *cobra.Command, err error) (usage bool, hint string) {
+func usageError(cmd *cobra.Command, err error) (usage bool, hint string) {
 	text := err.Error()
 	for _, part := range []string{"unknown command", "unknown flag", "unknown shorthand", "flag needs", "accepts ", "requires ", "invalid argument", "required flag"} {
 		if !strings.Contains(text, part) {
 			continue
 		}
 		if part == "unknown command" {
-			if near := suggestion(root, text); near != "" {
+			if near := suggestion(cmd, text); near != "" {
 				return true, fmt.Sprintf("did you mean %q?", near)
 			}
 		}
-		return true, "see: lateen --help"
+		return true, "see: " + cmd.CommandPath() + " --help"
 	}
 	return false, ""
 }
 
-func suggestion(root *cobra.Command, text string) string {
+func suggestion(cmd *cobra.Command, text string) string {
 	_, rest, ok := strings.Cut(text, `unknown command "`)
 	if !ok {
 		return ""
 	}
 	word, _, _ := strings.Cut(rest, `"`)
-	for _, s := range root.SuggestionsFor(word) {
+	cmd.SuggestionsMinimumDistance = 2
+	for _, s := range cmd.SuggestionsFor(word) {
 		return s
 	}
 	return ""

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,9 +44,14 @@ func (o *options) explain(err error) error {
 	case errors.As(err, &answer):
 		return &failure{code: exitFailed, err: errors.New(answer.Message), hint: answer.Hint}
 	case errors.Is(err, fs.ErrNotExist), errors.As(err, &dial), errors.Is(err, context.DeadlineExceeded):
+		cause := err
+		var errno syscall.Errno
+		if errors.As(err, &errno) {
+			cause = errno // the rest only repeats the socket's name
+		}
 		return &failure{
 			code: exitUnreachable,
-			err:  fmt.Errorf("no mesh answers at %s: %w", o.controlSocket(), err),
+			err:  fmt.Errorf("no mesh answers at %s: %w", o.controlSocket(), cause),
 			hint: "start one with \"lateen up -f PATH\", or name its data directory with --data",
 		}
 	}

@@ -35,7 +35,7 @@ func (c *Client) open(ctx context.Context, req node.Request, fds ...int) (*wire.
 	conn, err := wire.Dial(ctx, c.socket)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-			return nil, fmt.Errorf("%w (%s)\nhint: start one with lateen up -f PATH, or name its data directory with --data", ErrNotRunning, filepath.Dir(filepath.Dir(c.socket)))
+			return nil, fmt.Errorf("%w: data directory %s", ErrNotRunning, filepath.Dir(filepath.Dir(c.socket)))
 		}
 		return nil, err
 	}

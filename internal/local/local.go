@@ -108,7 +108,8 @@ func (p *parent) run(ctx context.Context) error {
 	defer stop()
 	err = p.serve()
 	<-proc.done
-	if err != nil && ctx.Err() == nil {
+	var refusal *preflight.Refusal
+	if err != nil && ctx.Err() == nil && !errors.As(err, &refusal) {
 		return fmt.Errorf("%w; the node's log is %s", err, filepath.Join(p.o.DataDir, node.LogDir, "node.log"))
 	}
 	return err
