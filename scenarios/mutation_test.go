@@ -37,6 +37,12 @@ func fieldName(fd protoreflect.FieldDescriptor) string {
 	return strings.TrimPrefix(string(fd.FullName()), "envoy.")
 }
 
+// ours reports whether a field is one of xDS: the wrappers and structs of
+// google.protobuf are values, cleared with the field that holds them.
+func ours(fd protoreflect.FieldDescriptor) bool {
+	return fd.ParentFile().Package() != "google.protobuf"
+}
+
 // visit walks m, Any messages unpacked, and returns whether anything changed.
 func (e edit) visit(m protoreflect.Message) bool {
 	if any, ok := m.Interface().(*anypb.Any); ok {
@@ -44,7 +50,7 @@ func (e edit) visit(m protoreflect.Message) bool {
 	}
 	changed := false
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		if e.field(fd) {
+		if ours(fd) && e.field(fd) {
 			m.Clear(fd)
 			changed = true
 			return true

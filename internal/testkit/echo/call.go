@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -29,6 +30,9 @@ func call(arg string) error {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 4, DialContext: dialer(c)},
 	}
+	if c.AtOnce {
+		return sendAtOnce(client, c)
+	}
 	results := make([]scenario.Result, 0, c.Times)
 	for range c.Times {
 		r, err := send(client, c)
@@ -36,6 +40,20 @@ func call(arg string) error {
 			return err
 		}
 		results = append(results, r)
+	}
+	return json.NewEncoder(os.Stdout).Encode(results)
+}
+
+// sendAtOnce sends all requests before the first answer.
+func sendAtOnce(client *http.Client, c scenario.Call) error {
+	results, errs := make([]scenario.Result, c.Times), make([]error, c.Times)
+	var wg sync.WaitGroup
+	for i := range c.Times {
+		wg.Go(func() { results[i], errs[i] = send(client, c) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(results)
 }

@@ -69,7 +69,7 @@ func (w Want) ofAll() bool {
 
 // together are the expectations about all results.
 var together = map[string]func(string, []Result) error{
-	"split": checkSplit, "statuses": checkStatuses, "mirrors": checkMirrors,
+	"split": checkSplit, "statuses": checkStatuses, "mirrors": checkMirrors, "stays": checkStays,
 }
 
 func (w Want) check(results []Result) error {
@@ -146,6 +146,16 @@ func checkMirrors(want string, results []Result) error {
 		}
 	}
 	return checkShares(want, counts, len(results))
+}
+
+// checkStays wants one Deployment to have answered everything.
+func checkStays(_ string, results []Result) error {
+	for i, r := range results {
+		if r.From == "" || r.From != results[0].From {
+			return fmt.Errorf("request 1 was answered by %q, request %d by %q", results[0].From, i+1, r.From)
+		}
+	}
+	return nil
 }
 
 // checkStatuses reads "200=2 503=3": how often each status came.

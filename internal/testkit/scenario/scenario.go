@@ -22,9 +22,10 @@
 // method|header …", "sees no header NAME", "attempts N", "flag FLAG", "details
 // TEXT", "route NAME", "origin ID FILE:LINE", "mirrored DEPLOYMENT=N", "takes
 // LOW..HIGH" and "error TEXT" hold for each of its xN requests; "split
-// DEPLOYMENT=PERCENT±N …", "statuses STATUS=COUNT …" and "mirrors
-// DEPLOYMENT=PERCENT±N" for all together. With "xN at once" the requests are
-// sent before the first answer is awaited.
+// DEPLOYMENT=PERCENT±N …", "statuses STATUS=COUNT …", "mirrors
+// DEPLOYMENT=PERCENT±N" and "stays" (one Deployment answers them all) for all
+// together. With "xN at once" the requests are sent before the first answer is
+// awaited.
 //
 // A workload line makes a ServiceAccount and Service of its name (once), a
 // Deployment NAME-VERSION with labels app and version, and one container port
