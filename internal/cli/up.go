@@ -149,8 +149,17 @@ func printEvent(w io.Writer, e local.Event) {
 	if e.Error {
 		mark = "error: "
 	}
-	fmt.Fprintf(w, "  %-8s %-40s %s%s\n", e.Kind, subject, mark, e.Message)
+	fmt.Fprintf(w, "  %-10s %-40s %s%s\n", e.Kind, subject, mark, e.Message)
+	if e.Kind == "ready" {
+		fmt.Fprint(w, afterReady)
+	}
 }
+
+// afterReady is what people want to know once everything runs.
+const afterReady = `
+  Try next:  lateen status    lateen trace ls    lateen proxy config route POD --why
+  Ctrl-C stops everything. Save a watched file and traffic follows.
+`
 
 // upDetached starts the same command without --detach in a session of its own
 // and waits until its node says that everything is ready.
