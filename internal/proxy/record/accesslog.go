@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"sort"
 	"unicode/utf8"
 
@@ -151,9 +152,14 @@ func oneLine(b []byte, at int) []byte {
 	for n > at && b[n-1] == '\n' {
 		n--
 	}
-	for i := at; i < n; i++ {
-		if b[i] == '\n' || b[i] == '\r' {
-			b[i] = ' '
+	for _, end := range [...]byte{'\n', '\r'} {
+		for line := b[at:n]; ; { // IndexByte looks at many bytes in one step
+			i := bytes.IndexByte(line, end)
+			if i < 0 {
+				break
+			}
+			line[i] = ' '
+			line = line[i+1:]
 		}
 	}
 	return append(b[:n], '\n')

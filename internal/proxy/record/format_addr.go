@@ -93,7 +93,10 @@ func timeOperator(layout string, local bool) (opFunc, error) {
 	}
 	if layout == "" {
 		return func(b []byte, rec *Record, _ *Env) ([]byte, bool) {
-			return place(rec.Start).AppendFormat(b, "2006-01-02T15:04:05.000Z07:00"), true
+			if local {
+				return rec.Start.Local().AppendFormat(b, "2006-01-02T15:04:05.000Z07:00"), true
+			}
+			return appendISO(b, rec.Start.UTC()), true
 		}, nil
 	}
 	type part struct {
@@ -129,6 +132,24 @@ func timeOperator(layout string, local bool) (opFunc, error) {
 		}
 		return b, true
 	}, nil
+}
+
+// appendISO writes t, in UTC, as 2006-01-02T15:04:05.000Z. AppendFormat reads
+// its layout anew for each line.
+func appendISO(b []byte, t time.Time) []byte {
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	ms := t.Nanosecond() / 1e6
+	two := func(v int) (byte, byte) { return byte('0' + v/10%10), byte('0' + v%10) }
+	y1, y2 := two(year / 100)
+	y3, y4 := two(year)
+	mo1, mo2 := two(int(month))
+	d1, d2 := two(day)
+	h1, h2 := two(hour)
+	m1, m2 := two(minute)
+	s1, s2 := two(second)
+	f2, f3 := two(ms)
+	return append(b, y1, y2, y3, y4, '-', mo1, mo2, '-', d1, d2, 'T', h1, h2, ':', m1, m2, ':', s1, s2, '.', byte('0'+ms/100), f2, f3, 'Z')
 }
 
 // strftime returns the writer for one conversion and its length after "%".
