@@ -183,7 +183,7 @@ func (c *client) send(accept server, conn *message.Conn, r Request) {
 	var h message.Head
 	h.SetMethod([]byte(r.Method))
 	h.SetScheme([]byte(r.Scheme))
-	h.SetAuthority([]byte(strings.ToLower(r.Authority)))
+	h.SetAuthority([]byte(r.Authority))
 	h.SetPath([]byte(r.Path))
 	h.AddString(message.UserAgent, "scenario")
 	for _, f := range r.Header {
