@@ -362,9 +362,24 @@ func (s *Supervisor) Shutdown(limit time.Duration) {
 	}
 	pods := slices.Clone(s.pods)
 	s.mu.Unlock()
-	var group sync.WaitGroup
-	for _, p := range pods {
-		group.Go(func() { p.Stop(limit) })
+	// Collectors go last: programs that end want to deliver their last spans.
+	for _, collectors := range []bool{false, true} {
+		var group sync.WaitGroup
+		for _, p := range pods {
+			if s.isCollector(p) == collectors {
+				group.Go(func() { p.Stop(limit) })
+			}
+		}
+		group.Wait()
 	}
-	group.Wait()
+}
+
+// isCollector says that a container of the pod is the embedded collector.
+func (s *Supervisor) isCollector(p *running) bool {
+	for _, prog := range p.Config().Programs {
+		if len(prog.Args) > 0 && prog.Args[0] == s.o.SelfProgram {
+			return true
+		}
+	}
+	return false
 }
