@@ -30,28 +30,19 @@ func call(arg string) error {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 4, DialContext: dialer(c)},
 	}
-	if c.AtOnce {
-		return sendAtOnce(client, c)
-	}
-	results := make([]scenario.Result, 0, c.Times)
-	for range c.Times {
-		r, err := send(client, c)
-		if err != nil {
-			return err
+	results := make([]scenario.Result, c.Times)
+	errs := make([]error, c.Times)
+	var sent sync.WaitGroup
+	for i := range results {
+		sent.Go(func() { results[i], errs[i] = send(client, c) })
+		if !c.AtOnce {
+			sent.Wait()
 		}
-		results = append(results, r)
+		if c.Fresh {
+			client.CloseIdleConnections()
+		}
 	}
-	return json.NewEncoder(os.Stdout).Encode(results)
-}
-
-// sendAtOnce sends all requests before the first answer.
-func sendAtOnce(client *http.Client, c scenario.Call) error {
-	results, errs := make([]scenario.Result, c.Times), make([]error, c.Times)
-	var wg sync.WaitGroup
-	for i := range c.Times {
-		wg.Go(func() { results[i], errs[i] = send(client, c) })
-	}
-	wg.Wait()
+	sent.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -305,6 +305,18 @@ func (c *cluster) workload(name string) (scenario.Workload, bool) {
 	return scenario.Workload{}, false
 }
 
+// opaque says whether the URL leads to a port that is not declared as HTTP: there
+// connections are what is decided about.
+func (c *cluster) opaque(rawURL string) bool {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return false
+	}
+	name, _, _ := strings.Cut(u.Hostname(), ".")
+	w, ok := c.workload(name)
+	return ok && !strings.HasPrefix(w.PortName, "http")
+}
+
 // resolve replaces the host of the URL by the address that call.To asks for.
 func (c *cluster) resolve(ctx context.Context, call *scenario.Call) error {
 	if call.To == "" {

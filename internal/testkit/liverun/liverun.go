@@ -136,6 +136,7 @@ func (s *Suite) Run(ctx context.Context, sc *scenario.Scenario) []error {
 // run makes one call and checks its results. Logs are read when an expectation
 // asks for what only they tell.
 func (c *cluster) run(ctx context.Context, call scenario.Call) error {
+	call.Fresh = c.opaque(call.URL)
 	results, err := c.call(ctx, call)
 	if err != nil {
 		return fmt.Errorf("line %d: %w", call.Line, err)
@@ -151,7 +152,9 @@ func (c *cluster) run(ctx context.Context, call scenario.Call) error {
 }
 
 // logVerbs are the expectations whose answer stands in logs.
-var logVerbs = map[string]bool{"attempts": true, "flag": true, "details": true, "route": true, "origin": true, "mirrored": true}
+var logVerbs = map[string]bool{
+	"attempts": true, "flag": true, "details": true, "route": true, "origin": true, "mirrored": true, "mirrors": true,
+}
 
 func needsLogs(call scenario.Call) bool {
 	for _, w := range call.Wants {

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -53,27 +54,60 @@ type line struct {
 // logLimit is how long lines may take to arrive.
 const logLimit = 1500 * time.Millisecond
 
-// awaitLogs fills results from logs until they are as wanted, or no more can be
-// expected.
+// settle is how long copies of a request may still arrive after its answer.
+const settle = 400 * time.Millisecond
+
+// awaitLogs fills results from logs until every request is accounted for and
+// they are as wanted, or no more can be expected.
 func (c *cluster) awaitLogs(ctx context.Context, call scenario.Call, results []scenario.Result) error {
+	if countsCopies(call) { // one too many comes late
+		time.Sleep(settle)
+	}
 	for deadline := time.Now().Add(logLimit); ; {
-		c.fill(call, results)
+		missing := c.fill(call, results)
 		err := call.Check(results)
-		if err == nil || time.Now().After(deadline) || ctx.Err() != nil {
+		if err == nil && missing == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			if err == nil {
+				err = fmt.Errorf("line %d: %d of %d requests are in no access log of the caller's proxy", call.Line, missing, len(results))
+			}
 			return err
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// fill takes from the logs what the client cannot see.
-func (c *cluster) fill(call scenario.Call, results []scenario.Result) {
+func countsCopies(call scenario.Call) bool {
+	for _, w := range call.Wants {
+		if strings.HasPrefix(w.Text, "mirror") {
+			return true
+		}
+	}
+	return false
+}
+
+// fill takes from the logs what the client cannot see, and returns how many
+// answered requests the caller's proxy has not logged yet.
+func (c *cluster) fill(call scenario.Call, results []scenario.Result) (missing int) {
+	w, known := c.workload(call.From)
+	proxied := !known || w.Sidecar
 	hops, served := c.hops(call.From), c.served()
 	for i := range results {
 		r := &results[i]
 		r.Mirrored = served[r.Mark]
 		r.Flags, r.Details, r.Origins, r.Route, r.Attempts = nil, nil, nil, "", 0
 		lines := hops[r.Mark]
+		if proxied && r.Status != 0 && !call.Fresh && !slices.ContainsFunc(lines, func(l line) bool { return l.caller }) {
+			missing++
+		}
+		if call.AtOnce { // requests that meet each other are one event
+			lines = nil
+			for _, other := range results {
+				lines = append(lines, hops[other.Mark]...)
+			}
+		}
 		for j, l := range lines {
 			if l.Flags != "" {
 				r.Flags = append(r.Flags, strings.Split(l.Flags, ",")...)
@@ -89,6 +123,7 @@ func (c *cluster) fill(call scenario.Call, results []scenario.Result) {
 			}
 		}
 	}
+	return missing
 }
 
 var place = regexp.MustCompile(` \((?:[^()]*/)?([^/()]+)\)$`)

@@ -109,7 +109,10 @@ type Call struct {
 	To string
 	// Address is where to connect if not where the URL says; runners set it.
 	Address string
-	Times   int
+	// Fresh gives every request a connection of its own; the live runner sets it
+	// for ports that carry opaque connections.
+	Fresh bool
+	Times int
 	// AtOnce sends all requests before the first answer is awaited.
 	AtOnce bool
 	Wants  []Want
