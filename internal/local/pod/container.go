@@ -48,6 +48,8 @@ type container struct {
 	stopOnce sync.Once
 	ended    chan struct{} // closed when supervise has returned
 	running  bool          // supervise was called
+	// complaint is the last failure reported; only supervise touches it.
+	complaint string
 }
 
 func newContainer(p *Pod, spec *manifest.Container) *container {
@@ -75,8 +77,10 @@ func (c *container) supervise(ns *netns.Namespace) {
 		start := time.Now()
 		code, err := c.once(ns)
 		if err != nil {
-			c.pod.event(fmt.Sprintf("container %s: %v", c.spec.Name, err))
 			code = 127
+		}
+		if !c.isStopping() && (err != nil || code != 0) {
+			c.complain(c.endReason(code, err), err == nil)
 		}
 		if c.isStopping() || !c.restart(code, err) {
 			c.set("ended", c.endReason(code, err), code)
