@@ -38,6 +38,9 @@ Nothing needs to run. The exit code is 4 when there are findings at or above --f
 			if err != nil {
 				return err
 			}
+			if _, err := suppress(nil, suppressed); err != nil {
+				return err // wrong usage, whatever the files hold
+			}
 			findings, objects, err := analyze.Paths(args)
 			if err != nil {
 				return fmt.Errorf("analyze: %w", err)

@@ -14,7 +14,6 @@ import (
 	_ "github.com/prometheus/prometheus/promql"
 	_ "github.com/prometheus/prometheus/scrape"
 	_ "github.com/prometheus/prometheus/tsdb"
-	_ "github.com/rogpeppe/go-internal/testscript"
 	_ "github.com/spf13/cobra"
 	_ "github.com/tetratelabs/wazero"
 	_ "go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"

@@ -356,12 +356,21 @@ func (m *mesh) awaitPods(want int) {
 	})
 }
 
-// child returns the process below lateen up whose command line has all the
-// words, as this process sees it.
+// child returns the last of children, which must exist.
 func (m *mesh) child(words ...string) int {
 	m.t.Helper()
+	all := m.children(words...)
+	if len(all) == 0 {
+		m.t.Fatalf("no process of this mesh has %q in its command line", words)
+	}
+	return all[len(all)-1]
+}
+
+// children returns the processes below lateen up whose command line has all the
+// words, as this process sees them.
+func (m *mesh) children(words ...string) (matches []int) {
+	m.t.Helper()
 	parents := map[int]int{}
-	match := 0
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		m.t.Fatal(err)
@@ -391,14 +400,11 @@ func (m *mesh) child(words ...string) int {
 	for _, pid := range candidates {
 		for p := parents[pid]; p > 1; p = parents[p] {
 			if p == m.cmd.Process.Pid {
-				match = pid
+				matches = append(matches, pid)
 			}
 		}
 	}
-	if match == 0 {
-		m.t.Fatalf("no process of this mesh has %q in its command line", words)
-	}
-	return match
+	return matches
 }
 
 func kill(t *testing.T, pid int) {
