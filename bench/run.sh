@@ -19,10 +19,11 @@ machine() {
 }
 for name in "${what[@]}"; do
   go build -o "$tmp/$name" "./bench/$name"
+  args=(); [ "$name" != h1 ] || args=(-conns 64,512)
   out=bench/results/$(date -u +%Y-%m-%d)-$name.md
   { echo "# $name, $(date -u '+%Y-%m-%d %H:%M') UTC"; echo; machine; echo; } >"$tmp/out"
   # A session of its own: its weight can then be raised apart from the terminal's.
-  timeout 900 setsid -w "$tmp/$name" | tee -a "$tmp/out"
+  timeout 900 setsid -w "$tmp/$name" "${args[@]}" | tee -a "$tmp/out"
   mv "$tmp/out" "$out"
   echo "written to $out"
 done

@@ -26,6 +26,7 @@ type mesh struct {
 	client *api.Client
 	output strings.Builder
 	ended  chan struct{}
+	ready  chan struct{} // every pod is ready
 }
 
 // gatewayLine is how lateen up prints the gateway's address.
@@ -37,7 +38,7 @@ func (b *bench) up(ctx context.Context) (*mesh, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &mesh{ended: make(chan struct{})}
+	m := &mesh{ended: make(chan struct{}), ready: make(chan struct{})}
 	m.cmd = exec.Command(filepath.Join(b.root, "bin/lateen"), "--data", data, "up", "-f", b.manifests())
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := m.cmd.StdoutPipe()
@@ -52,9 +53,13 @@ func (b *bench) up(ctx context.Context) (*mesh, error) {
 	address := make(chan string, 1)
 	go func() {
 		defer close(m.ended)
-		lines := bufio.NewScanner(out)
+		lines, ready := bufio.NewScanner(out), false
 		for lines.Scan() {
 			m.output.WriteString(lines.Text() + "\n")
+			if !ready && strings.Contains(lines.Text(), "pods ready") {
+				ready = true
+				close(m.ready)
+			}
 			if f := gatewayLine.FindStringSubmatch(lines.Text()); f != nil {
 				select {
 				case address <- f[1]:
@@ -98,25 +103,45 @@ func (m *mesh) firstOrder(ctx context.Context, start time.Time) error {
 
 // order asks for one order and checks the whole answer.
 func order(client *http.Client, url string) error {
-	resp, err := client.Get(url)
+	_, err := ask(client, url, "", orderBody)
+	return err
+}
+
+var (
+	orderBody = regexp.MustCompile(`^\{"order_id":"[^"]+","user_id":"[^"]+","order_version":"v[12]","status":"success"\}\s*$`)
+	userBody  = regexp.MustCompile(`^\{"user_id":"user-\d+"\}\s*$`)
+)
+
+// user asks user-service through the gateway and returns which edit of the
+// route answered.
+func user(client *http.Client, url string) (edit string, err error) {
+	h, err := ask(client, url, "users.bench.test", userBody)
+	return h.Get("X-Edit"), err
+}
+
+func ask(client *http.Client, url, host string, want *regexp.Regexp) (http.Header, error) {
+	req, err := http.NewRequest(http.MethodGet, url, http.NoBody)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	req.Host = host
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
 	_ = resp.Body.Close()
 	if err != nil {
-		return fmt.Errorf("read the body: %w", err)
+		return nil, fmt.Errorf("read the body: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %d, body %q", resp.StatusCode, body)
+		return nil, fmt.Errorf("status %d, body %q", resp.StatusCode, body)
 	}
-	if !orderBody.Match(body) {
-		return fmt.Errorf("wrong body %q", body)
+	if !want.Match(body) {
+		return nil, fmt.Errorf("wrong body %q", body)
 	}
-	return nil
+	return resp.Header, nil
 }
-
-var orderBody = regexp.MustCompile(`^\{"order_id":"[^"]+","user_id":"[^"]+","order_version":"v[12]","status":"success"\}\s*$`)
 
 // stop ends the mesh as Ctrl-C does and waits for it.
 func (m *mesh) stop() error {
