@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"lateen.dev/lateen/internal/control/mesh"
 	"lateen.dev/lateen/internal/control/translate"
 	"lateen.dev/lateen/internal/proxy/message"
 	"lateen.dev/lateen/internal/proxy/record"
@@ -24,6 +25,8 @@ type proxy struct {
 	env    *stream.Env
 	names  *nds.NameTable
 	places map[string]*origin.Place
+	// recorder writes what the exchange would look like in telemetry.
+	recorder *record.Recorder
 }
 
 func (w *World) startProxy(p *pod, resources *translate.Resources) error {
@@ -47,8 +50,22 @@ func (w *World) startProxy(p *pod, resources *translate.Resources) error {
 	})
 	manager.Apply(snap)
 	x.env = &stream.Env{Clock: w.clock, Rand: source, Upstream: manager, Recorder: x}
+	x.recorder = record.NewSet(record.Options{Identity: identityOf(p), Getenv: func(string) string { return "" }}).Recorder(nil)
 	p.proxy = x
 	return nil
+}
+
+// identityOf describes a pod as telemetry does.
+func identityOf(p *pod) record.Identity {
+	n := node(p)
+	service, revision := mesh.CanonicalService(p.labels, p.view.OwnerName)
+	return record.Identity{
+		Workload: snapshot.Workload{
+			Name: p.view.OwnerName, Namespace: p.namespace, Cluster: n.ClusterID, App: p.labels["app"], Version: p.labels["version"],
+			CanonicalService: service, CanonicalRevision: revision,
+		},
+		NodeID: n.ID, Pod: p.name, MeshID: n.MeshID, ServiceAccount: p.view.ServiceAccount, IP: p.view.IPs[0].String(),
+	}
 }
 
 // Done implements stream.Recorder.
@@ -58,6 +75,8 @@ func (x *proxy) Done(r *record.Record) {
 		Flags: flagNames(r.Flags), Details: r.Details, Cluster: r.ClusterName, Policy: r.Policy,
 		Attempts: len(r.Attempts), Origin: string(r.Decider),
 	}
+	told := x.recorder.Explain(r)
+	h.Lines, h.Spans = told.Lines, told.Spans
 	if r.Route != nil {
 		h.Route = r.Route.Name
 		if h.Origin == "" {

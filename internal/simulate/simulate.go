@@ -93,6 +93,9 @@ type Hop struct {
 	// Origin is what decided, Place its file:line.
 	Origin string
 	Place  string
+	// Lines are the proxy's access-log lines, Spans the attributes of its spans.
+	Lines []string
+	Spans []map[string]string
 }
 
 // Options configure a World.

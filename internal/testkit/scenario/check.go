@@ -28,6 +28,10 @@ type Result struct {
 	// Origins are the deciding origins of all hops, with file:line resolved.
 	Origins []string
 	Took    time.Duration
+	// Lines are the access-log lines of all proxies on the way, Spans the
+	// attributes of all their spans.
+	Lines []string
+	Spans []map[string]string
 	// Mirrored counts the copies that each Deployment received.
 	Mirrored map[string]int
 	// Err is a transport error seen by the client ("reset", "refused", …).
@@ -107,8 +111,12 @@ var checks = map[string]func(string, Result) error{
 	"route":    func(want string, r Result) error { return equal("route", r.Route, want) },
 	"origin":   func(want string, r Result) error { return contains("origins", strings.Join(r.Origins, " | "), want) },
 	"mirrored": checkMirrored,
-	"takes":    checkTakes,
-	"error":    func(want string, r Result) error { return contains("error", r.Err, want) },
+	"log": func(want string, r Result) error {
+		return contains("access logs", strings.Join(r.Lines, "\n"), unquote(want))
+	},
+	"span":  checkSpan,
+	"takes": checkTakes,
+	"error": func(want string, r Result) error { return contains("error", r.Err, want) },
 }
 
 // checkStatus reads "200", "200 from reviews-v2" or "200 from reviews-v1|reviews-v2".
@@ -235,6 +243,19 @@ func checkHeader(want string, got map[string][]string) error {
 func checkMirrored(want string, r Result) error {
 	name, count, _ := strings.Cut(want, "=")
 	return equal("mirrored", strconv.Itoa(r.Mirrored[name]), count)
+}
+
+// checkSpan reads "ATTRIBUTE: VALUE": some span has it.
+func checkSpan(want string, r Result) error {
+	key, value, _ := strings.Cut(want, ": ")
+	var seen []string
+	for _, s := range r.Spans {
+		if v, ok := s[key]; ok && v == value {
+			return nil
+		}
+		seen = append(seen, s[key])
+	}
+	return fmt.Errorf("spans have %q", seen)
 }
 
 // checkTakes reads "200ms..400ms".

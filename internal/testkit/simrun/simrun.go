@@ -288,6 +288,8 @@ func convert(r simulate.Result, served map[string]int) scenario.Result {
 	for i, hop := range r.Hops {
 		out.Flags = append(out.Flags, hop.Flags...)
 		out.Details = append(out.Details, hop.Details)
+		out.Lines = append(out.Lines, hop.Lines...)
+		out.Spans = append(out.Spans, hop.Spans...)
 		out.Origins = append(out.Origins, strings.TrimSpace(hop.Origin+" "+hop.Place))
 		if i == len(r.Hops)-1 { // the caller's own proxy ends last
 			out.Route, out.Attempts = hop.Route, hop.Attempts
