@@ -103,6 +103,7 @@ func (o *options) proxyConfig(ctx context.Context, what, pod string, why bool) e
 	if !known {
 		return fail(exitUsage, "want listener, route, cluster, endpoint, secret or all", "there is no %q in a proxy's configuration", what)
 	}
+	var id string
 	resources, err := ask(ctx, o, func(ctx context.Context, c *api.Client) (api.ProxyResources, error) {
 		proxies, err := c.Proxies(ctx)
 		if err != nil {
@@ -112,10 +113,14 @@ func (o *options) proxyConfig(ctx context.Context, what, pod string, why bool) e
 		if err != nil {
 			return nil, err
 		}
-		return c.ProxyResources(ctx, p.ID)
+		id = p.ID
+		return c.ProxyResources(ctx, id)
 	})
 	if err != nil {
 		return err
+	}
+	if what == "secret" {
+		return o.proxySecrets(ctx, id)
 	}
 	if o.output != "table" {
 		return o.print(pick(resources, what), nil)
@@ -127,6 +132,12 @@ func (o *options) proxyConfig(ctx context.Context, what, pod string, why bool) e
 		}
 		if what == "all" {
 			fmt.Fprintf(o.out, "%sS\n", strings.ToUpper(t.word))
+		}
+		if t.word == "secret" {
+			if err := o.proxySecrets(ctx, id); err != nil {
+				return err
+			}
+			continue
 		}
 		printResources(o.out, t.word, resources[t.short], places, why)
 		if what == "all" {

@@ -139,6 +139,9 @@ func (u manifests) checkConfiguration(m *mesh) {
 		`"maxRequestsPerConnection":2`, `"consecutiveGatewayFailure":5`, `"interval":"10s"`, `"baseEjectionTime":"30s"`, `"maxEjectionPercent":50`)
 	contain(m.t, "sampling in the default namespace", m.ask("proxy", "config", "listener", "caller", "-o", "json"), `"randomSampling":{"value":10}`)
 	contain(m.t, "sampling elsewhere", m.ask("proxy", "config", "listener", "stranger", "-o", "json"), `"randomSampling":{"value":100}`)
+	if out := m.ask("proxy", "config", "secret", "caller"); !strings.Contains(out, "spiffe://cluster.local/ns/default/sa/frontend") {
+		m.t.Errorf("proxy config secret does not show the identity:\n%s", out)
+	}
 	pod := m.pod(u.app + "-")
 	bootstrap := m.call(pod, "http://127.0.0.1:15000/config_dump").Body
 	contain(m.t, "limits of the proxy", bootstrap, `"concurrency":2`, `"memoryLimit":1073741824`)
