@@ -86,15 +86,19 @@ func (c *control) keep(name string, l net.Listener) error {
 func (c *control) supervise(ctx context.Context) {
 	defer close(c.ended)
 	backoff := 50 * time.Millisecond
+	told := ""
 	for {
 		start := time.Now()
-		reason := "ended"
+		reason, last := "ended", ""
 		proc, err := c.start()
 		if err != nil {
 			reason = err.Error()
 		} else {
 			<-proc.Done()
 			reason = fmt.Sprintf("ended with code %d", proc.Code())
+			if words := logfile.LastWords(c.log.Path()); words != "" && proc.Code() < 128 {
+				last = ": " + words
+			}
 		}
 		c.mu.Lock()
 		c.proc = nil
@@ -105,12 +109,15 @@ func (c *control) supervise(ctx context.Context) {
 			return
 		}
 		if time.Since(start) > 10*time.Second {
-			backoff = 50 * time.Millisecond
+			backoff, told = 50*time.Millisecond, ""
 		}
-		c.n.event(supervisor.Event{
-			Kind: "control", Error: true,
-			Message: fmt.Sprintf("the control process %s; starting it again; its log is %s", reason, c.log.Path()),
-		})
+		if reason != told { // the same failure again is no news
+			told = reason
+			c.n.event(supervisor.Event{
+				Kind: "control", Error: true,
+				Message: fmt.Sprintf("the control process %s%s; starting it again; its log is %s", reason, last, c.log.Path()),
+			})
+		}
 		select {
 		case <-time.After(backoff):
 		case <-c.n.stop:
