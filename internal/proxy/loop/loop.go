@@ -142,7 +142,7 @@ func New(opts Options) (*Loop, error) {
 		_ = unix.Close(l.ep)
 		return nil, fmt.Errorf("event loop: eventfd: %w", err)
 	}
-	l.events = make([]unix.EpollEvent, 256)
+	l.events = make([]unix.EpollEvent, maxBatch)
 	l.iov = make([]unix.Iovec, 0, 64)
 	if _, _, err := l.register(l.wakeFD, (*waker)(l), unix.EPOLLIN|unix.EPOLLET); err != nil {
 		_ = unix.Close(l.wakeFD)
@@ -277,6 +277,13 @@ func (l *Loop) wait() (int, error) {
 	return n, err
 }
 
+// maxBatch is how many events one batch handles at most. Output is written at
+// the end of a batch: a larger one pushes what was read and made for its first
+// connections out of the cache before it is sent. Against 256 events and
+// growing, 32 cost 0.62 of the CPU of a request at 512 connections and 0.95 at
+// 64 (bench/h1).
+const maxBatch = 32
+
 // round is one batch: events, then what they led to, then one write each.
 func (l *Loop) round(n int) {
 	for i := range n {
@@ -286,9 +293,6 @@ func (l *Loop) round(n int) {
 			continue // closed earlier in this round
 		}
 		s.src.onEvents(ev.Events)
-	}
-	if n == len(l.events) && n < 4096 {
-		l.events = make([]unix.EpollEvent, 2*n)
 	}
 	l.runReady()
 	l.runPosted()
