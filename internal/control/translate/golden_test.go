@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -157,15 +155,6 @@ func wire(m proto.Message) []byte {
 		panic(err)
 	}
 	return data
-}
-
-// sortedMessages returns resources in the order of their names.
-func sortedMessages(byName map[string]proto.Message) []proto.Message {
-	var out []proto.Message
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		out = append(out, byName[name])
-	}
-	return out
 }
 
 // TestSecretsAreGuarded demands that a proxy is sent no credential by what it
