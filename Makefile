@@ -1,7 +1,7 @@
 # Lateen. `make help` lists the targets.
 SHELL := /bin/bash
 GO ?= go
-FUZZTIME ?= 5s
+FUZZTIME ?= 2000x
 TOOL := $(GO) tool -modfile=tools/go.mod
 PKGS := ./...
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
