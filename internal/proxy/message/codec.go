@@ -15,7 +15,8 @@ type ClientConn interface {
 	// Open starts an exchange whose response events go to r. It may only be
 	// called while Capacity is above 0.
 	Open(r Receiver) Sender
-	// Capacity is the number of exchanges that may be opened now.
+	// Capacity is the number of exchanges that may be opened now. It may fall
+	// without notice (GOAWAY, SETTINGS).
 	Capacity() int
 	// Active is the number of exchanges in flight.
 	Active() int

@@ -4,6 +4,12 @@
 // joins one downstream exchange with its upstream attempts and knows neither
 // sockets nor codecs.
 //
+// An upgrade has one form here, that of HTTP/1.1: a request whose head has an
+// Upgrade field and that does not end, answered by 101; after it, data is raw
+// bytes. The codec of HTTP/2 translates it from and to extended CONNECT (RFC
+// 8441: the Upgrade field's value is ":protocol", the method GET, 101 is 200 on
+// the wire). CONNECT without :protocol stays CONNECT.
+//
 // Everything here happens on the loop that owns the connection; nothing is safe
 // for concurrent use. Slices handed to a callback are borrowed: they are valid
 // until the callback returns.
@@ -131,7 +137,13 @@ type Conn struct {
 	// SNI and ALPN as sniffed from the ClientHello or negotiated.
 	SNI, ALPN string
 	Protocol  Protocol
+	// Trunk says that a mesh peer carries HTTP/1.1 exchanges here as streams of
+	// HTTP/2: Protocol is HTTP11, and a stream stands for a connection.
+	Trunk bool
 }
+
+// ALPNTrunk is the protocol by which two mesh peers of ours agree on a trunk.
+const ALPNTrunk = "lateen-h2"
 
 // TLSInfo describes a finished handshake.
 type TLSInfo struct {
