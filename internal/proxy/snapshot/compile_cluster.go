@@ -11,10 +11,7 @@ import (
 	clusterpb "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corepb "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointpb "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
-	httppb "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 )
-
-const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 // cluster compiles a Cluster without the endpoints that EDS brings. Fields left
 // out: alt_stat_name, buffer limits, DNS resolver tuning (the pod's resolver is
@@ -37,9 +34,8 @@ func cluster(m *clusterpb.Cluster) (*Cluster, error) {
 	c := &Cluster{
 		Name: m.GetName(), EDSName: m.GetName(), ConnectTimeout: 5 * time.Second, IdleTimeout: time.Hour,
 		DNSRefresh: 5 * time.Second, ChoiceCount: 2, PanicThreshold: 50,
-		UseDownstreamProtocol: m.GetProtocolSelection() == clusterpb.Cluster_USE_DOWNSTREAM_PROTOCOL,
-		localityWeighted:      m.GetCommonLbConfig().GetLocalityWeightedLbConfig() != nil,
-		Limits:                Limits{MaxConnections: 1024, MaxPending: 1024, MaxRequests: 1024, MaxRetries: 3},
+		localityWeighted: m.GetCommonLbConfig().GetLocalityWeightedLbConfig() != nil,
+		Limits:           Limits{MaxConnections: 1024, MaxPending: 1024, MaxRequests: 1024, MaxRetries: 3},
 	}
 	clusterMetadata(c, m.GetMetadata())
 	err := firstError(
@@ -276,86 +272,6 @@ func clusterTransports(c *Cluster, m *clusterpb.Cluster) error {
 	}
 	if n := len(c.Transports); u != nil || n == 0 || len(c.Transports[n-1].Match) > 0 {
 		c.Transports = append(c.Transports, TransportMatch{TLS: u})
-	}
-	return nil
-}
-
-// clusterHTTP compiles HTTP protocol options, old and new form.
-//
-//nolint:staticcheck // deprecated fields still arrive
-func clusterHTTP(c *Cluster, m *clusterpb.Cluster) error {
-	c.HTTP2 = m.GetHttp2ProtocolOptions() != nil
-	err := firstError(
-		commonHTTP(c, m.GetCommonHttpProtocolOptions()),
-		upstreamHTTP(c, m.GetUpstreamHttpProtocolOptions()),
-	)
-	for name, a := range m.GetTypedExtensionProtocolOptions() {
-		if err != nil {
-			break
-		}
-		if name != httpOptions {
-			return fmt.Errorf("typed_extension_protocol_options[%q] is not supported", name)
-		}
-		var o httppb.HttpProtocolOptions
-		if err = decode(a, &o); err == nil {
-			err = protocolOptions(c, &o)
-		}
-		err = at(err, "typed_extension_protocol_options[%q]", name)
-	}
-	return err
-}
-
-func protocolOptions(c *Cluster, o *httppb.HttpProtocolOptions) error {
-	if err := only(o, `common_http_protocol_options upstream_http_protocol_options explicit_http_config
-		use_downstream_protocol_config auto_config`); err != nil {
-		return err
-	}
-	h2 := o.GetExplicitHttpConfig().GetHttp2ProtocolOptions()
-	c.HTTP2 = c.HTTP2 || h2 != nil
-	if n := h2.GetMaxConcurrentStreams(); n != nil {
-		c.MaxConcurrentStreams = n.GetValue()
-	}
-	if o.GetExplicitHttpConfig().GetHttp3ProtocolOptions() != nil {
-		return fmt.Errorf("explicit_http_config: HTTP/3 is not supported")
-	}
-	c.UseDownstreamProtocol = c.UseDownstreamProtocol || o.GetUseDownstreamProtocolConfig() != nil
-	return firstError(
-		commonHTTP(c, o.GetCommonHttpProtocolOptions()),
-		upstreamHTTP(c, o.GetUpstreamHttpProtocolOptions()),
-	)
-}
-
-func commonHTTP(c *Cluster, o *corepb.HttpProtocolOptions) error {
-	if o == nil {
-		return nil
-	}
-	if err := only(o, `idle_timeout max_connection_duration max_headers_count max_requests_per_connection
-		max_response_headers_kb max_stream_duration headers_with_underscores_action`); err != nil {
-		return at(err, "common_http_protocol_options")
-	}
-	if n := o.GetMaxRequestsPerConnection(); n != nil {
-		c.MaxRequestsPerConn = n.GetValue()
-	}
-	if d := o.GetMaxStreamDuration(); d != nil && d.AsDuration() != 0 {
-		return fmt.Errorf("common_http_protocol_options.max_stream_duration is not supported")
-	}
-	return firstError(
-		into(&c.IdleTimeout, o.GetIdleTimeout(), "idle_timeout"),
-		into(&c.MaxConnectionDuration, o.GetMaxConnectionDuration(), "max_connection_duration"),
-	)
-}
-
-func upstreamHTTP(c *Cluster, o *corepb.UpstreamHttpProtocolOptions) error {
-	if o == nil {
-		return nil
-	}
-	if err := only(o, "auto_sni auto_san_validation"); err != nil {
-		return at(err, "upstream_http_protocol_options")
-	}
-	for i := range c.Transports {
-		if t := c.Transports[i].TLS; t != nil && !t.Mesh {
-			t.AutoSNI, t.AutoSANValidation = o.GetAutoSni(), o.GetAutoSanValidation()
-		}
 	}
 	return nil
 }

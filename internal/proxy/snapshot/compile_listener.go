@@ -237,7 +237,7 @@ func (c *compiler) filterChain(m *listenerpb.FilterChain, dir Direction) (*Filte
 			return nil, at(err, "filters[%d] %q", i, n.GetName())
 		}
 	}
-	return f, nil
+	return f, spokenALPN(f)
 }
 
 func (c *compiler) networkFilter(f *FilterChain, m *listenerpb.Filter, dir Direction, from Origin) error {

@@ -11,7 +11,7 @@ import (
 )
 
 // manager compiles an HTTP connection manager. Fields left out, with the reason:
-// http2/http3_protocol_options, http1_safe_max_connection_duration and the
+// http3_protocol_options, http1_safe_max_connection_duration and the
 // drain and flush timings (the codecs' own bounds hold); add_proxy_protocol…,
 // proxy_status_config and statistics (telemetry only); internal_address_config
 // (no address is trusted as internal); request_id_extension (UUID);
@@ -36,16 +36,12 @@ func (c *compiler) manager(m *hcmpb.HttpConnectionManager, dir Direction, from O
 		ServerPassThrough: m.GetServerHeaderTransformation() == hcmpb.HttpConnectionManager_PASS_THROUGH,
 		UseRemoteAddress:  m.GetUseRemoteAddress().GetValue(), XFFTrustedHops: m.GetXffNumTrustedHops(),
 		NormalizePath: m.GetNormalizePath().GetValue(), MergeSlashes: m.GetMergeSlashes(),
-		HTTP2:             m.GetCodecType() == hcmpb.HttpConnectionManager_HTTP2,
 		PreserveRequestID: m.GetPreserveExternalRequestId(),
 		MaxRequestHeaders: int(m.GetMaxRequestHeadersKb().GetValue()) << 10,
 		StreamIdleTimeout: 5 * time.Minute, IdleTimeout: time.Hour,
 	}
 	if h.MaxRequestHeaders > 8<<20 {
 		return nil, fmt.Errorf("max_request_headers_kb %d is above 8192", m.GetMaxRequestHeadersKb().GetValue())
-	}
-	if m.GetCodecType() == hcmpb.HttpConnectionManager_HTTP3 {
-		return nil, fmt.Errorf("codec_type HTTP3 is not supported")
 	}
 	var errs [7]error
 	errs[0] = c.managerRoutes(h, m)
@@ -118,8 +114,20 @@ func managerTimeouts(h *HTTPManager, m *hcmpb.HttpConnectionManager) error {
 	)
 }
 
-// managerProtocol compiles HTTP/1 options and path handling.
+// managerProtocol compiles the codec's options and path handling.
 func managerProtocol(h *HTTPManager, m *hcmpb.HttpConnectionManager) error {
+	switch m.GetCodecType() {
+	case hcmpb.HttpConnectionManager_AUTO:
+	case hcmpb.HttpConnectionManager_HTTP1:
+		h.Codec = CodecHTTP1
+	case hcmpb.HttpConnectionManager_HTTP2:
+		h.Codec = CodecHTTP2
+	default:
+		return fmt.Errorf("codec_type %v is not supported", m.GetCodecType())
+	}
+	if err := http2Options(&h.H2, m.GetHttp2ProtocolOptions()); err != nil {
+		return err
+	}
 	if o := m.GetHttpProtocolOptions(); o != nil {
 		// header_key_format, enable_trailers: names travel in lower case and
 		// trailers always pass.

@@ -174,10 +174,23 @@ type HTTPManager struct {
 	RequestTimeout    time.Duration
 	IdleTimeout       time.Duration
 	MaxRequestHeaders int // bytes; 0 means 60 KiB
-	HTTP2             bool
+	// Codec is the version of HTTP that clients speak, H2 how.
+	Codec             Codec
+	H2                HTTP2Options
 	AcceptHTTP10      bool
 	PreserveRequestID bool
 }
+
+// Codec tells which versions of HTTP a manager takes.
+type Codec uint8
+
+// The codecs of a manager. CodecAuto goes by ALPN, else by the client's first
+// bytes.
+const (
+	CodecAuto Codec = iota
+	CodecHTTP1
+	CodecHTTP2
+)
 
 // ForwardClientCert is Envoy's treatment of x-forwarded-client-cert.
 type ForwardClientCert uint8

@@ -50,13 +50,12 @@ type Cluster struct {
 	// TLS is the transport of endpoints whose tlsMode label matches; the last
 	// entry with an empty match is the default. Nil TLS means plaintext.
 	Transports []TransportMatch
-	HTTP2      bool
-	// UseDownstreamProtocol speaks what the client spoke.
-	UseDownstreamProtocol bool
+	// HTTP is the version of HTTP that endpoints are spoken to in, H2 how.
+	HTTP                  UpstreamHTTP
+	H2                    HTTP2Options
 	IdleTimeout           time.Duration
 	MaxConnectionDuration time.Duration
 	MaxRequestsPerConn    uint32
-	MaxConcurrentStreams  uint32
 	TCPKeepalive          *Keepalive
 	// Bind is the source address for upstream sockets (inbound passthrough), zero for any.
 	Bind netip.Addr
@@ -75,6 +74,31 @@ type Cluster struct {
 	PortOverride uint16
 	// localityWeighted folds the weights of localities into those of endpoints.
 	localityWeighted bool
+}
+
+// UpstreamHTTP tells which version of HTTP a cluster's endpoints are spoken to in.
+type UpstreamHTTP uint8
+
+// The choices of an upstream's version of HTTP.
+const (
+	UpstreamHTTP1 UpstreamHTTP = iota
+	UpstreamHTTP2
+	// UpstreamAsDownstream speaks what the client of each exchange spoke.
+	UpstreamAsDownstream
+	// UpstreamByALPN lets the TLS handshake decide.
+	UpstreamByALPN
+)
+
+// HTTP2Options shape the HTTP/2 connections of one side; zero values leave the
+// codec's defaults.
+type HTTP2Options struct {
+	// MaxConcurrentStreams is what we allow the peer of a listener, and how many
+	// exchanges we put on one connection of a cluster.
+	MaxConcurrentStreams           uint32
+	StreamWindow, ConnectionWindow uint32
+	HeaderTableSize                uint32
+	// KeepaliveInterval between PINGs, 0 for none, and how long an answer may take.
+	KeepaliveInterval, KeepaliveTimeout time.Duration
 }
 
 // TransportMatch chooses a transport by an endpoint's metadata labels.
