@@ -279,7 +279,7 @@ func (c *cluster) open(r *Request) {
 		return
 	}
 	r.host, r.Endpoint, r.Address = h, h.endpoint, h.addr
-	h.pool(r.Authority).open(r)
+	h.pool(r).open(r)
 }
 
 func (c *cluster) whyNoHost() string {
@@ -313,10 +313,10 @@ func (c *cluster) choose(hash uint64, hashed bool, tried []netip.AddrPort, dst n
 }
 
 // target describes a connection to h.
-func (h *host) target(sni string) Target {
+func (h *host) target(sni string, speak snapshot.Speak) Target {
 	c := h.cluster.config
 	t := Target{
-		Addr: h.addr, TLS: h.tls, SNI: sni, Timeout: c.ConnectTimeout,
+		Addr: h.addr, TLS: h.tls, SNI: sni, Speak: speak, H2: c.H2, Timeout: c.ConnectTimeout,
 		Mark: c.Mark, Bind: c.Bind, Keepalive: c.TCPKeepalive, Cluster: c.Name,
 	}
 	if t.Timeout <= 0 {

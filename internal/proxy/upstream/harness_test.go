@@ -69,41 +69,45 @@ func (b *bed) Resolve(host string, done func([]netip.Addr, error)) {
 }
 
 func (d *fakeDial) succeed() {
-	d.conn = &fakeConn{dial: d}
+	d.conn = &fakeConn{dial: d, most: 1}
 	d.done(d.conn, nil)
+}
+
+// succeedWith completes the dial with a connection of many exchanges.
+func (d *fakeDial) succeedWith(most int, info message.Conn) *fakeConn {
+	d.conn = &fakeConn{dial: d, most: most, info: info}
+	d.done(d.conn, nil)
+	return d.conn
 }
 
 func (d *fakeDial) fail(code message.ResetCode) { d.done(nil, &Error{Code: code}) }
 
-// fakeConn is an HTTP/1.1-shaped upstream connection.
+// fakeConn is an upstream connection with room for most exchanges at once; one
+// is HTTP/1.1.
 type fakeConn struct {
 	dial     *fakeDial
+	most     int
 	used     int
-	busy     bool
+	active   int
 	draining bool
 	closed   bool
 	info     message.Conn
 }
 
-func (c *fakeConn) Open(message.Receiver) message.Sender { c.used++; c.busy = true; return nil }
+func (c *fakeConn) Open(message.Receiver) message.Sender { c.used++; c.active++; return nil }
 func (c *fakeConn) Capacity() int {
-	if c.busy || c.draining || c.closed {
+	if c.draining || c.closed {
 		return 0
 	}
-	return 1
+	return max(c.most-c.active, 0)
 }
 
-func (c *fakeConn) Active() int {
-	if c.busy {
-		return 1
-	}
-	return 0
-}
+func (c *fakeConn) Active() int         { return c.active }
 func (c *fakeConn) Used() int           { return c.used }
 func (c *fakeConn) Conn() *message.Conn { return &c.info }
 func (c *fakeConn) Close(graceful bool) {
 	c.draining = true
-	if !c.busy || !graceful {
+	if c.active == 0 || !graceful {
 		c.die()
 	}
 }
@@ -116,11 +120,13 @@ func (c *fakeConn) die() {
 	}
 }
 
-// finish ends the exchange on the connection.
+// finish ends an exchange on the connection.
 func (c *fakeConn) finish() {
-	c.busy = false
+	c.active--
 	if c.draining {
-		c.die()
+		if c.active == 0 {
+			c.die()
+		}
 		return
 	}
 	c.dial.observer.OnCapacity(c)

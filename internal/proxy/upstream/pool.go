@@ -7,26 +7,38 @@ import (
 
 	"lateen.dev/lateen/internal/proxy/clock"
 	"lateen.dev/lateen/internal/proxy/message"
+	"lateen.dev/lateen/internal/proxy/snapshot"
 )
 
 // defaultIdle is how long an unused connection is kept unless configured
 // (Envoy: one hour).
 const defaultIdle = time.Hour
 
-// pool holds the connections of one loop to one endpoint with one server name.
+// streamsPerConn is how many exchanges one connection carries unless configured:
+// beyond it another connection is opened, so that what one lost packet or one
+// lost connection holds up stays bounded.
+const streamsPerConn = 256
+
+// pool holds the connections of one loop to one endpoint with one server name,
+// all made to speak the same.
 type pool struct {
-	host *host
-	sni  string
+	host  *host
+	sni   string
+	speak snapshot.Speak
+	// many: connections are expected to carry many exchanges at once, from what
+	// is offered at first and then from what the last one turned out to do.
+	many bool
 	// ready are connections that can take an exchange, the last used at the
 	// end: taking from there lets the others grow idle and close.
 	ready []*conn
 	all   []*conn
-	// connections counts established ones, dialing those under way.
-	connections, dialing int
-	waiting              queue
-	dials                []*dial
-	sweep                clock.Timer
-	sweepArmed           bool
+	// connections counts established ones, dialing those under way, logical the
+	// exchanges on trunks, each of which stands for a connection.
+	connections, dialing, logical int
+	waiting                       queue
+	dials                         []*dial
+	sweep                         clock.Timer
+	sweepArmed                    bool
 	// draining: no new exchanges; connections close when idle.
 	draining bool
 }
@@ -37,6 +49,8 @@ type conn struct {
 	codec     message.ClientConn
 	ready     bool
 	closing   bool
+	many      bool // it carries many exchanges
+	trunk     bool // it carries HTTP/1.1: limits count exchanges, not it
 	idleSince int64
 	bornAt    int64
 }
@@ -48,21 +62,39 @@ type dial struct {
 	over   bool
 }
 
-// pool returns the pool for a request to authority, making it if needed.
-func (h *host) pool(authority []byte) *pool {
-	auto := h.tls != nil && h.tls.AutoSNI
-	if !auto && len(h.pools) > 0 {
-		return h.pools[0]
+// pool returns the pool for a request, making it if needed.
+func (h *host) pool(r *Request) *pool {
+	speak := speakFor(h.cluster.config, r)
+	sni := ""
+	if h.tls != nil {
+		sni = h.tls.SNI
+		if h.tls.AutoSNI {
+			sni = h.sni(r.Authority)
+		}
 	}
-	sni := h.sni(authority)
 	for _, p := range h.pools {
-		if p.sni == sni {
+		if p.speak == speak && p.sni == sni {
 			return p
 		}
 	}
-	p := &pool{host: h, sni: sni}
+	p := &pool{host: h, sni: sni, speak: speak, many: h.tls.Offers(speak).Many()}
 	h.pools = append(h.pools, p)
 	return p
+}
+
+// speakFor chooses the version of HTTP for an exchange.
+func speakFor(c *snapshot.Cluster, r *Request) snapshot.Speak {
+	switch c.HTTP {
+	case snapshot.UpstreamHTTP2:
+		return snapshot.SpeakHTTP2
+	case snapshot.UpstreamByALPN:
+		return snapshot.SpeakEither
+	case snapshot.UpstreamAsDownstream:
+		if r.Downstream == message.HTTP2 {
+			return snapshot.SpeakHTTP2
+		}
+	}
+	return snapshot.SpeakHTTP1
 }
 
 func (p *pool) manager() *Manager { return p.host.cluster.m }
@@ -71,9 +103,9 @@ func (p *pool) manager() *Manager { return p.host.cluster.m }
 func (p *pool) open(r *Request) {
 	r.pool = p
 	shared := p.host.cluster.shared
-	if n := len(p.ready); n > 0 {
+	if c := p.roomy(); c != nil && p.mayOpen(c) {
 		p.host.active++
-		p.attach(p.ready[n-1], r)
+		p.attach(c, r)
 		return
 	}
 	if p.draining { // only while the whole manager shuts down: drained pools are not found again
@@ -91,6 +123,56 @@ func (p *pool) open(r *Request) {
 	p.dialMore()
 }
 
+// roomy returns a connection that can take an exchange, nil if there is none.
+// Room may have gone since the last look: the peer said GOAWAY.
+func (p *pool) roomy() *conn {
+	for n := len(p.ready); n > 0; n = len(p.ready) {
+		c := p.ready[n-1]
+		if c.room() > 0 {
+			return c
+		}
+		p.unready(c)
+	}
+	return nil
+}
+
+// room is how many exchanges the connection may take now.
+func (c *conn) room() int {
+	n := c.codec.Capacity()
+	if c.many {
+		n = min(n, c.pool.streams()-c.codec.Active())
+	}
+	return n
+}
+
+// streams is the number of exchanges that a connection of many carries.
+func (p *pool) streams() int {
+	if n := p.host.cluster.config.H2.MaxConcurrentStreams; n > 0 && n < math.MaxInt32 {
+		return int(n)
+	}
+	return streamsPerConn
+}
+
+// mayOpen counts a connection of its own for an exchange on a trunk, if the
+// limit allows one more (as ever, the first of a pool is free of it). Where it
+// says yes, attach must follow.
+func (p *pool) mayOpen(c *conn) bool {
+	if !c.trunk {
+		return true
+	}
+	if !p.host.cluster.shared.connectionStart(p.logical == 0) {
+		return false
+	}
+	p.logical++
+	return true
+}
+
+// logicalDone gives back what mayOpen took.
+func (p *pool) logicalDone() {
+	p.logical--
+	p.host.cluster.shared.connectionDone()
+}
+
 func (p *pool) overflow(r *Request, why string) {
 	r.state = requestIdle
 	r.Waiter.OnUnavailable(&Error{Code: message.ResetOverflow, Reason: why})
@@ -100,16 +182,26 @@ func (p *pool) overflow(r *Request, why string) {
 func (p *pool) attach(c *conn, r *Request) {
 	if !p.host.cluster.shared.requestStart() {
 		p.host.active--
+		if c.trunk {
+			p.logicalDone()
+		}
 		p.overflow(r, "too many requests")
 		return
 	}
 	fresh := c.codec.Used() == 0
 	r.state, r.conn = requestOpen, c
 	s := c.codec.Open(r.Receiver)
-	if limit := p.host.cluster.config.MaxRequestsPerConn; limit > 0 && c.codec.Used() >= int(limit) || c.codec.Capacity() == 0 {
+	if c.worn() || c.room() <= 0 {
 		p.unready(c)
 	}
 	r.Waiter.OnOpen(s, fresh)
+}
+
+// worn says that the connection has carried as many exchanges as it may. What a
+// trunk carries are connections of one exchange each, so none wears it out.
+func (c *conn) worn() bool {
+	limit := c.pool.host.cluster.config.MaxRequestsPerConn
+	return limit > 0 && !c.trunk && c.codec.Used() >= int(limit)
 }
 
 func (p *pool) unready(c *conn) {
@@ -125,10 +217,22 @@ func (p *pool) unready(c *conn) {
 	}
 }
 
-// dialMore starts connections until each waiting request has one on the way or
-// a limit is reached.
+// wanted is the number of connection attempts that waiting requests justify.
+func (p *pool) wanted() int {
+	n := p.waiting.len
+	if !p.many {
+		return n
+	}
+	if p.roomy() != nil {
+		return 0 // a limit holds them up, not room
+	}
+	return (n + p.streams() - 1) / p.streams()
+}
+
+// dialMore starts connections until each waiting request has a place on the way
+// or a limit is reached.
 func (p *pool) dialMore() {
-	for !p.draining && p.dialing < p.waiting.len {
+	for !p.draining && p.dialing < p.wanted() {
 		if !p.host.cluster.shared.connectionStart(p.connections+p.dialing == 0) {
 			return
 		}
@@ -136,7 +240,7 @@ func (p *pool) dialMore() {
 		d := &dial{pool: p}
 		p.dials = append(p.dials, d)
 		c := &conn{pool: p}
-		cancel := p.manager().dialer.DialHTTP(p.host.target(p.sni), c, func(cc message.ClientConn, err *Error) {
+		cancel := p.manager().dialer.DialHTTP(p.host.target(p.sni, p.speak), c, func(cc message.ClientConn, err *Error) {
 			d.done(c, cc, err)
 		})
 		if d.over { // it was done before DialHTTP returned
@@ -160,11 +264,18 @@ func (d *dial) done(c *conn, cc message.ClientConn, err *Error) {
 		p.dialFailed(err)
 		return
 	}
-	p.connections++
 	p.all = append(p.all, c)
 	c.codec = cc
+	c.trunk = cc.Conn().Trunk
+	c.many = c.trunk || cc.Conn().Protocol == message.HTTP2
+	p.many = c.many
 	c.bornAt = p.manager().clock.Now()
+	p.connections++
+	if c.trunk {
+		p.host.cluster.shared.connectionDone() // its exchanges count instead
+	}
 	c.available()
+	p.dialMore() // more than expected may have to wait still
 }
 
 func (p *pool) forgetDial(d *dial) {
@@ -196,13 +307,16 @@ func (p *pool) dialFailed(err *Error) {
 	for _, r := range failed {
 		r.Waiter.OnUnavailable(err)
 	}
+	if p.many {
+		p.dialMore() // the attempt was for more than one of them
+	}
 	p.host.maybeForget()
 }
 
 // trimDials cancels connection attempts that nobody waits for any more, except
 // one: the next request will want it.
 func (p *pool) trimDials() {
-	for len(p.dials) > max(1, p.waiting.len) || p.draining && len(p.dials) > p.waiting.len {
+	for len(p.dials) > max(1, p.wanted()) || p.draining && len(p.dials) > p.wanted() {
 		d := p.dials[len(p.dials)-1]
 		if d.cancel == nil {
 			return
@@ -221,32 +335,39 @@ func (c *conn) OnCapacity(message.ClientConn) { c.available() }
 func (c *conn) available() {
 	p := c.pool
 	config := p.host.cluster.config
-	limit := int(config.MaxRequestsPerConn)
-	if limit <= 0 {
-		limit = math.MaxInt
-	}
-	for c.codec.Capacity() > 0 && !c.closing {
+	for c.room() > 0 && !c.closing {
 		old := config.MaxConnectionDuration > 0 &&
 			p.manager().clock.Now()-c.bornAt >= int64(config.MaxConnectionDuration)
-		if p.draining && p.waiting.len == 0 || c.codec.Used() >= limit || old {
+		if p.draining && p.waiting.len == 0 || c.worn() || old {
 			p.retire(c)
 			p.dialMore()
 			return
 		}
-		r := p.waiting.pop()
-		if r == nil {
+		if p.waiting.len == 0 || !p.mayOpen(c) {
 			break
 		}
+		r := p.waiting.pop()
 		p.host.cluster.shared.pendingDone()
 		p.attach(c, r)
 	}
-	if !c.closing && !c.ready && c.codec.Capacity() > 0 {
+	if !c.closing && !c.ready && c.room() > 0 {
 		c.ready = true
 		p.ready = append(p.ready, c)
 	}
 	if c.ready && c.codec.Active() == 0 {
 		c.idleSince = p.manager().clock.Now()
 		p.armSweep(p.idleTimeout())
+	}
+}
+
+// finished notes the end of an exchange on a connection.
+func (p *pool) finished(c *conn) {
+	if !c.trunk {
+		return
+	}
+	p.logicalDone()
+	if p.waiting.len > 0 && !c.closing {
+		c.available()
 	}
 }
 
@@ -270,7 +391,9 @@ func (c *conn) OnClosed(message.ClientConn, message.ResetCode, error) {
 	if i := slices.Index(p.all, c); i >= 0 {
 		p.all = slices.Delete(p.all, i, i+1)
 		p.connections--
-		p.host.cluster.shared.connectionDone()
+		if !c.trunk {
+			p.host.cluster.shared.connectionDone()
+		}
 	}
 	p.dialMore()
 	p.host.maybeForget()

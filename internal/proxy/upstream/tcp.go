@@ -60,7 +60,7 @@ func (c *cluster) dialTCP(r *TCPRequest) {
 	}
 	h.active++
 	r.state = requestWaiting
-	cancel := c.m.dialer.DialTCP(h.target(h.sni(nil)), func(t message.Transport, err *Error) {
+	cancel := c.m.dialer.DialTCP(h.target(h.sni(nil), snapshot.SpeakBytes), func(t message.Transport, err *Error) {
 		if err != nil {
 			r.state = requestIdle
 			h.active--

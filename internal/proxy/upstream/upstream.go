@@ -30,6 +30,10 @@ type Target struct {
 	// between the configured one and the request's host.
 	TLS *snapshot.UpstreamTLS
 	SNI string
+	// Speak is what will be spoken on the connection.
+	Speak snapshot.Speak
+	// H2 are the options of HTTP/2.
+	H2 snapshot.HTTP2Options
 	// Timeout bounds TCP connect and TLS handshake together.
 	Timeout   time.Duration
 	Mark      uint32
@@ -40,7 +44,9 @@ type Target struct {
 }
 
 // Dialer makes connections for one loop. done is called exactly once on that
-// loop, possibly before the method returns, unless cancel was called first.
+// loop, possibly before the method returns, unless cancel was called first. The
+// ClientConn that DialHTTP makes says in its Conn which protocol it speaks, and
+// whether it is a trunk.
 type Dialer interface {
 	DialHTTP(t Target, o message.ClientObserver, done func(message.ClientConn, *Error)) (cancel func())
 	DialTCP(t Target, done func(message.Transport, *Error)) (cancel func())
@@ -100,6 +106,8 @@ type Request struct {
 	Tried []netip.AddrPort
 	// OriginalDst is where the client wanted to go, for ORIGINAL_DST clusters.
 	OriginalDst netip.AddrPort
+	// Downstream is the protocol the client speaks, for clusters that follow it.
+	Downstream message.Protocol
 	// Authority is the host the request is for, for automatic SNI. Borrowed
 	// during Open.
 	Authority []byte
@@ -214,6 +222,7 @@ func (m *Manager) Finish(r *Request, o Outcome) {
 	h.active--
 	r.cluster.shared.requestDone()
 	r.cluster.observe(h, o)
+	r.pool.finished(r.conn)
 	h.maybeForget()
 }
 
