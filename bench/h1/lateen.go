@@ -86,7 +86,7 @@ spec:
 
 // startLateen runs a control plane in this process and lateen-proxy as its
 // gateway in front of backend.
-func startLateen(ctx context.Context, dir, program string, backend netip.AddrPort) (c candidate, stop func(), err error) {
+func startLateen(ctx context.Context, dir, program, profile string, backend netip.AddrPort) (c candidate, stop func(), err error) {
 	port, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return c, nil, err
@@ -109,7 +109,7 @@ func startLateen(ctx context.Context, dir, program string, backend netip.AddrPor
 	if err != nil {
 		return c, nil, err
 	}
-	cmd, err := startProxy(dir, program, control, token, port.(*net.TCPListener))
+	cmd, err := startProxy(dir, program, profile, control, token, port.(*net.TCPListener))
 	if err != nil {
 		return c, nil, err
 	}
@@ -156,7 +156,7 @@ func startControl(ctx context.Context, dir, yaml string) (address, socket string
 }
 
 // startProxy runs lateen-proxy with one loop; its access log goes to a file.
-func startProxy(dir, program, control string, token api.TokenResponse, port *net.TCPListener) (*exec.Cmd, error) {
+func startProxy(dir, program, profile, control string, token api.TokenResponse, port *net.TCPListener) (*exec.Cmd, error) {
 	socket, err := port.File()
 	if err != nil {
 		return nil, err
@@ -198,6 +198,9 @@ func startProxy(dir, program, control string, token api.TokenResponse, port *net
 	}
 	defer func() { _ = access.Close() }()
 	cmd := exec.Command(program, "--bootstrap", bootFile)
+	if profile != "" {
+		cmd.Args = append(cmd.Args, "--cpuprofile", profile)
+	}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = access, log, []*os.File{socket}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {

@@ -33,14 +33,15 @@ func main() {
 	length := flag.Duration("slice", time.Second, "length of a slice")
 	proxies := flag.String("proxy", "bin/lateen-proxy", "the lateen-proxy to measure, or several builds of it, separated by commas")
 	only := flag.String("only", "", "measure this candidate alone, for a profile")
+	profile := flag.String("cpuprofile", "", "let the measured lateen-proxy write a CPU profile to this file")
 	flag.Parse()
-	if err := run(*conns, *rounds, *length, *proxies, *only); err != nil {
+	if err := run(*conns, *rounds, *length, *proxies, *only, *profile); err != nil {
 		fmt.Fprintln(os.Stderr, "bench h1:", err)
 		os.Exit(1)
 	}
 }
 
-func run(conns string, rounds int, length time.Duration, proxies, only string) error {
+func run(conns string, rounds int, length time.Duration, proxies, only, profile string) error {
 	if _, err := exec.LookPath("nginx"); err != nil {
 		return errors.New("nginx is the peer and is not in PATH; install it, for example: apt-get install nginx-core")
 	}
@@ -73,7 +74,7 @@ func run(conns string, rounds int, length time.Duration, proxies, only string) e
 	defer stopNginx()
 	candidates := []candidate{nginx}
 	for i, program := range strings.Split(proxies, ",") {
-		c, stop, err := startLateen(ctx, filepath.Join(dir, fmt.Sprintf("lateen%d", i)), program, backend)
+		c, stop, err := startLateen(ctx, filepath.Join(dir, fmt.Sprintf("lateen%d", i)), program, profile, backend)
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/pprof"
 	"syscall"
 
 	"lateen.dev/lateen/internal/bootstrap"
@@ -29,6 +30,7 @@ func run(args []string) error {
 	flags := flag.NewFlagSet("lateen-proxy", flag.ExitOnError)
 	file := flags.String("bootstrap", "", "read the bootstrap message from this `file`")
 	fd := flags.Int("bootstrap-fd", -1, "read it from this open `descriptor`")
+	profile := flags.String("cpuprofile", "", "write a CPU profile to this `file` until the end, for development")
 	flags.Usage = func() {
 		fmt.Fprintln(flags.Output(), "usage: lateen-proxy --bootstrap FILE | --bootstrap-fd N | version")
 		flags.PrintDefaults()
@@ -37,6 +39,13 @@ func run(args []string) error {
 	if flags.Arg(0) == "version" {
 		fmt.Println("lateen-proxy", version.Version)
 		return nil
+	}
+	if *profile != "" {
+		stop, err := startProfile(*profile)
+		if err != nil {
+			return err
+		}
+		defer stop()
 	}
 	in := os.NewFile(uintptr(*fd), "bootstrap")
 	if *file != "" {
@@ -57,4 +66,16 @@ func run(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return agent.Run(ctx, b, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: agent.Level(b)})))
+}
+
+// startProfile samples where CPU time goes until stop is called.
+func startProfile(path string) (stop func(), err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, fmt.Errorf("write CPU profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, fmt.Errorf("write CPU profile: %w", err)
+	}
+	return func() { pprof.StopCPUProfile(); _ = f.Close() }, nil
 }

@@ -5,8 +5,10 @@ const (
 	// readSize is the loop's one read buffer: input that a codec consumes at
 	// once never needs a buffer of its connection.
 	readSize = 64 << 10
-	// chunkSize is one piece of an output queue.
-	chunkSize = 16 << 10
+	// chunkSize is one piece of an output queue. Small pieces at odd distances
+	// share the sets of a small cache better than large ones: against 16 KiB a
+	// request of the benchmark cost 0.96 (bench/h1, c=64).
+	chunkSize = 4 << 10
 	// maxKept bounds the input that a handler may leave unconsumed.
 	maxKept = 256 << 10
 	// keepFree bounds the chunks and buffers a loop holds for reuse.

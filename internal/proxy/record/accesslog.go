@@ -38,6 +38,8 @@ type logger struct {
 	keys   []string
 	values []*Format
 	only   Flags
+	// lines is where lines for a file wait.
+	lines *lineBuffer
 	// stream is set when the log goes to an OTLP service, hub when a copy goes
 	// to the hub.
 	stream, hub *stream
@@ -87,6 +89,9 @@ func (r *Recorder) logger(a *snapshot.AccessLog) *logger {
 		r.set.opts.Log.Warn("access log uses Istio's default format instead of its own", "error", err)
 		l, _ = compileLogger(&snapshot.AccessLog{Path: a.Path, OnlyFlags: a.OnlyFlags})
 	}
+	if a.Path != "" {
+		l.lines = r.lineBuffer(a.Path)
+	}
 	if r.set.opts.Exporter != nil {
 		service := r.set.opts.Identity.serviceName()
 		switch {
@@ -104,9 +109,25 @@ func (r *Recorder) logger(a *snapshot.AccessLog) *logger {
 	return l
 }
 
+// lineBuffer holds the lines of one loop for one file.
 type lineBuffer struct {
+	path  string
 	data  []byte
 	lines int
+}
+
+func (r *Recorder) lineBuffer(path string) *lineBuffer {
+	b := r.lines[path]
+	if b == nil {
+		b = &lineBuffer{path: path}
+		r.lines[path] = b
+	}
+	return b
+}
+
+// handOverLines gives what b holds to the writer of its file.
+func (r *Recorder) handOverLines(b *lineBuffer) {
+	b.data, b.lines = r.set.files.write(b.path, b.data, b.lines), 0
 }
 
 func (r *Recorder) accessLogs(logs []*snapshot.AccessLog, rec *Record) {
@@ -121,11 +142,7 @@ func (r *Recorder) accessLogs(logs []*snapshot.AccessLog, rec *Record) {
 			}
 			continue
 		}
-		b := r.lines[l.path]
-		if b == nil {
-			b = &lineBuffer{}
-			r.lines[l.path] = b
-		}
+		b := l.lines
 		at := len(b.data)
 		if l.text != nil && len(l.keys) == 0 {
 			b.data = l.text.Append(b.data, rec, &r.set.env)
@@ -135,9 +152,8 @@ func (r *Recorder) accessLogs(logs []*snapshot.AccessLog, rec *Record) {
 		b.data = oneLine(b.data, at)
 		b.lines++
 		r.mark()
-		if len(b.data) >= streamBytes {
-			r.set.files.write(l.path, b.data, b.lines)
-			b.data, b.lines = b.data[:0], 0
+		if len(b.data) >= fileBytes {
+			r.handOverLines(b)
 		}
 		if l.hub != nil {
 			r.logRecord(l.hub, l, rec)

@@ -25,10 +25,22 @@ type files struct {
 	lines, dropped uint64
 }
 
+// fileBytes is the size at which a loop hands its lines over. Each hand-over
+// wakes a goroutine, and with it the scheduler: against 48 KiB and a copy this
+// saved 2 % of the CPU of a request at 45,000 a second (bench/h1).
+const fileBytes = 256 << 10
+
+// batch is a run of complete lines.
+type batch struct {
+	data  []byte
+	lines int
+}
+
 type file struct {
-	queue   []byte
-	lines   int
-	busy    bool // a goroutine is writing
+	queue   []batch
+	bytes   int      // in queue
+	spare   [][]byte // written buffers, for the next batches
+	busy    bool     // a goroutine is writing
 	w       io.Writer
 	warned  time.Time
 	settled chan struct{} // closed when the writer goes idle
@@ -48,8 +60,9 @@ func openLog(path string) (io.Writer, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 }
 
-// write queues complete lines; data is copied.
-func (f *files) write(path string, data []byte, lines int) {
+// write queues complete lines. It takes data over and returns a buffer for the
+// next ones.
+func (f *files) write(path string, data []byte, lines int) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	x := f.byPath[path]
@@ -57,50 +70,51 @@ func (f *files) write(path string, data []byte, lines int) {
 		x = &file{}
 		f.byPath[path] = x
 	}
-	if len(x.queue)+len(data) > maxFileQueue {
+	if x.bytes+len(data) > maxFileQueue {
 		f.dropped += uint64(lines)
-		return
+		return data[:0]
 	}
-	x.queue = append(x.queue, data...)
-	x.lines += lines
+	x.queue = append(x.queue, batch{data, lines})
+	x.bytes += len(data)
 	if !x.busy {
 		x.busy, x.settled = true, make(chan struct{})
 		go f.drain(path, x)
 	}
+	n := len(x.spare)
+	if n == 0 {
+		return nil
+	}
+	next := x.spare[n-1]
+	x.spare = x.spare[:n-1]
+	return next[:0]
 }
 
 // drain writes until the queue is empty.
 func (f *files) drain(path string, x *file) {
-	var spare []byte
-	for {
-		f.mu.Lock()
-		data, lines := x.queue, x.lines
-		if len(data) == 0 {
-			x.busy = false
-			close(x.settled)
-			f.mu.Unlock()
-			return
-		}
-		x.queue, x.lines = spare[:0], 0
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for len(x.queue) > 0 {
+		b := x.queue[0]
 		f.mu.Unlock()
-
-		err := x.put(f.open, path, data)
-		spare = data
-		if cap(spare) > 256<<10 {
-			spare = nil // a burst must not stay in memory
-		}
+		err := x.put(f.open, path, b.data)
 		f.mu.Lock()
+		x.queue = append(x.queue[:0], x.queue[1:]...)
+		x.bytes -= len(b.data)
+		if cap(b.data) <= 2*fileBytes && len(x.spare) < 2 { // a burst must not stay in memory
+			x.spare = append(x.spare, b.data)
+		}
 		if err == nil {
-			f.lines += uint64(lines)
-		} else {
-			f.dropped += uint64(lines)
-			if time.Since(x.warned) > time.Minute {
-				x.warned = time.Now()
-				f.log.Warn("access log is not written, lines are dropped", "path", path, "error", err)
-			}
+			f.lines += uint64(b.lines)
+			continue
 		}
-		f.mu.Unlock()
+		f.dropped += uint64(b.lines)
+		if time.Since(x.warned) > time.Minute {
+			x.warned = time.Now()
+			f.log.Warn("access log is not written, lines are dropped", "path", path, "error", err)
+		}
 	}
+	x.busy = false
+	close(x.settled)
 }
 
 func (x *file) put(open func(string) (io.Writer, error), path string, data []byte) error {

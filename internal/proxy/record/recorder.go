@@ -237,10 +237,9 @@ func (r *Recorder) mark() {
 // the loop; Set does so by itself while Run is active.
 func (r *Recorder) Flush() {
 	r.pending.Store(false)
-	for path, b := range r.lines {
+	for _, b := range r.lines {
 		if len(b.data) > 0 {
-			r.set.files.write(path, b.data, b.lines)
-			b.data, b.lines = b.data[:0], 0
+			r.handOverLines(b)
 		}
 	}
 	for k, s := range r.streams {
