@@ -5,7 +5,7 @@ import "math/bits"
 // flagNames are the access-log spellings in bit order.
 var flagNames = [...]string{
 	"LH", "UH", "UT", "LR", "UR", "UF", "UC", "UO", "NR", "DI", "FI", "RL", "UAEX", "RLSE", "DC",
-	"URX", "SI", "IH", "DPE", "UMSDR", "NC", "UPE", "DT", "OM", "DF",
+	"URX", "SI", "IH", "DPE", "UMSDR", "NC", "UPE", "DT", "OM", "DF", "DR",
 }
 
 // Append appends the flags as access logs print them, comma-separated, "-" for

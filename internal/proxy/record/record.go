@@ -45,6 +45,7 @@ const (
 	FlagDT                      // downstream request timeout by duration
 	FlagOM                      // overload manager
 	FlagDF                      // DNS resolution failed
+	FlagDR                      // downstream reset the stream
 )
 
 // Record is one finished exchange. Heads are borrowed until Done returns.

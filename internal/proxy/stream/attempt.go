@@ -37,8 +37,11 @@ type attempt struct {
 	// discarding: a retry took over; what still comes is thrown away.
 	discarding bool
 	discarded  int
-	startAt    int64
-	perTry     clock.Timer
+	// status is that of the response, grpc what its gRPC status means in HTTP, 0
+	// for none.
+	status, grpc int
+	startAt      int64
+	perTry       clock.Timer
 }
 
 func (a *attempt) reset() {
@@ -53,7 +56,8 @@ func (x *Exchange) startAttempt(a *attempt) {
 	x.rec.Attempts = append(x.rec.Attempts, record.Attempt{Start: x.env.Clock.Wall()})
 	a.req = upstream.Request{
 		Cluster: x.rec.Cluster, Hash: x.hash, Hashed: x.hashed, OriginalDst: x.rec.Conn.OriginalDst,
-		Authority: x.head.Authority(), Receiver: a, Waiter: a,
+		Downstream: x.rec.Conn.Protocol,
+		Authority:  x.head.Authority(), Receiver: a, Waiter: a,
 	}
 	if x.retry != nil && x.retry.PreviousHosts {
 		a.req.Tried = x.tried
@@ -195,8 +199,9 @@ func (a *attempt) OnHead(h *message.Head, end bool) {
 	}
 	x.lastActive = x.env.Clock.Now()
 	rec := a.record()
-	rec.Status = h.Status()
+	rec.Status, a.status = h.Status(), h.Status()
 	rec.Details = "via_upstream"
+	a.readGRPC(h)
 	if x.retryStatus(a, h) {
 		return
 	}
@@ -284,6 +289,7 @@ func (a *attempt) discard(n int) {
 func (a *attempt) OnTrailers(h *message.Head) {
 	x := a.x
 	a.gotEnd = true
+	a.readGRPC(h)
 	if x.done || x.cur != a {
 		a.settle()
 		return
@@ -308,8 +314,27 @@ func (x *Exchange) responseOver(a *attempt) {
 // settle gives the connection back once both directions are over.
 func (a *attempt) settle() {
 	if a.open && a.gotEnd && a.sentEnd {
-		a.closed(upstream.Outcome{Status: a.record().Status})
+		a.closed(a.answered())
 	}
+}
+
+// readGRPC notes the gRPC status of a response head or of its trailers.
+func (a *attempt) readGRPC(h *message.Head) {
+	if !a.x.grpc {
+		return
+	}
+	if code, ok := grpcStatus(h); ok {
+		a.grpc = httpOfGRPC(code)
+	}
+}
+
+// answered is the outcome of an attempt that got a response: for gRPC its own
+// status says how the server fares.
+func (a *attempt) answered() upstream.Outcome {
+	if a.grpc != 0 {
+		return upstream.Outcome{Status: a.grpc}
+	}
+	return upstream.Outcome{Status: a.status}
 }
 
 // closed reports the end of the upstream exchange.
@@ -330,7 +355,7 @@ func (a *attempt) abandon() {
 	a.s.Reset(message.ResetCancel)
 	o := upstream.Outcome{Reset: message.ResetCancel, TimedOut: a.timedOut}
 	if a.headSeen {
-		o = upstream.Outcome{Status: a.record().Status}
+		o = a.answered()
 	}
 	if a.open {
 		a.closed(o)
@@ -352,9 +377,13 @@ func (a *attempt) OnReset(code message.ResetCode) {
 	x := a.x
 	x.untrusted = true
 	wanted := !x.done && x.cur == a
+	if code == message.ResetRemote && a.s.Conn().Trunk {
+		// A stream of a trunk stands for a connection, and the peer closed it.
+		code = message.ResetTermination
+	}
 	o := upstream.Outcome{Reset: code}
 	if a.headSeen && !wanted {
-		o = upstream.Outcome{Status: a.record().Status}
+		o = a.answered()
 	}
 	a.closed(o)
 	if !wanted {

@@ -57,7 +57,7 @@ func (x *Exchange) startMirror(r *snapshot.Route, c *snapshot.Cluster) {
 	x.rec.Trace.Inject(&s.head, x.rec.Trace.AttemptID(x.env.Rand))
 	s.req = upstream.Request{
 		Cluster: c, Hash: x.hash, Hashed: x.hashed, OriginalDst: x.rec.Conn.OriginalDst,
-		Authority: s.head.Authority(), Receiver: s, Waiter: s,
+		Downstream: x.rec.Conn.Protocol, Authority: s.head.Authority(), Receiver: s, Waiter: s,
 	}
 	if !s.complete {
 		x.mirrors = append(x.mirrors, s)

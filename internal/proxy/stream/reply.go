@@ -23,34 +23,6 @@ func (x *Exchange) reply(status int, flags record.Flags, details, body string) {
 	x.sendReply(flags, details, []byte(body))
 }
 
-// replyGRPC tells a gRPC client in its own terms: HTTP 200 with a gRPC status
-// (gRPC: HTTP to gRPC status code mapping).
-func (x *Exchange) replyGRPC(status int, flags record.Flags, details, body string) {
-	code := 2 // UNKNOWN
-	switch status {
-	case 400:
-		code = 13
-	case 401:
-		code = 16
-	case 403:
-		code = 7
-	case 404:
-		code = 12
-	case 429, 502, 503, 504:
-		code = 14
-	}
-	if flags&record.FlagUT != 0 {
-		code = 4 // DEADLINE_EXCEEDED
-	}
-	x.beginReply(200)
-	x.respHead.AddString(message.ContentType, "application/grpc")
-	x.respHead.AddString(message.GRPCStatus, strconv.Itoa(code))
-	if body != "" {
-		x.respHead.AddString(message.GRPCMessage, body)
-	}
-	x.sendReply(flags, details, nil)
-}
-
 // beginReply prepares respHead for a local response.
 func (x *Exchange) beginReply(status int) {
 	x.respHead.Reset()
@@ -62,7 +34,7 @@ func (x *Exchange) sendReply(flags record.Flags, details string, body []byte) {
 	h := &x.respHead
 	x.rec.Flags |= flags
 	x.rec.Details = details
-	if h.Status() >= 200 && h.Status() != http.StatusNoContent && h.Status() != http.StatusNotModified {
+	if h.Status() >= 200 && h.Status() != http.StatusNoContent && h.Status() != http.StatusNotModified && !h.Has(message.GRPCStatus) {
 		var n [20]byte
 		h.Set(message.ContentLength, strconv.AppendInt(n[:0], int64(len(body)), 10))
 	}

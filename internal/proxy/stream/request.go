@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"bytes"
 	"strconv"
 	"time"
 
@@ -72,11 +71,8 @@ func (x *Exchange) checkHead(end bool) bool {
 func (x *Exchange) classify() {
 	h := x.head
 	x.upgrade = h.Has(message.Upgrade) || string(h.Method()) == "CONNECT"
-	ct := h.Get(message.ContentType)
-	x.grpc = bytes.HasPrefix(ct, grpcType) && (len(ct) == len(grpcType) || ct[len(grpcType)] == '+')
+	x.grpc = isGRPC(h.Get(message.ContentType))
 }
-
-var grpcType = []byte("application/grpc")
 
 // identify makes the request say who it comes from: request id and trace
 // context, forwarded address and protocol, client certificate.
@@ -161,40 +157,6 @@ func milliseconds(v []byte) (time.Duration, bool) {
 	}
 	n, err := strconv.ParseUint(string(v), 10, 32)
 	return time.Duration(n) * time.Millisecond, err == nil
-}
-
-// parseGRPCTimeout reads "8 digits and a unit"; anything longer is invalid
-// (gRPC over HTTP/2, "Timeout").
-func parseGRPCTimeout(v []byte) (time.Duration, bool) {
-	if len(v) < 2 || len(v) > 9 {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(string(v[:len(v)-1]), 10, 32)
-	if err != nil {
-		return 0, false
-	}
-	var unit time.Duration
-	switch v[len(v)-1] {
-	case 'H':
-		unit = time.Hour
-	case 'M':
-		unit = time.Minute
-	case 'S':
-		unit = time.Second
-	case 'm':
-		unit = time.Millisecond
-	case 'u':
-		unit = time.Microsecond
-	case 'n':
-		unit = time.Nanosecond
-	default:
-		return 0, false
-	}
-	const longest = time.Duration(1<<63 - 1)
-	if time.Duration(n) > longest/unit {
-		return longest, true
-	}
-	return time.Duration(n) * unit, true
 }
 
 // runFilters runs the request filters from where they stand. A filter that has
@@ -370,7 +332,7 @@ func (x *Exchange) forward(r *snapshot.Route) {
 		x.head.Set(message.XEnvoyExpectedRqTimeoutMs, x.env.buf)
 	}
 	x.forwarding = true
-	if x.reqEnded {
+	if x.reqEnded || x.capped {
 		x.armDeadline()
 	}
 	x.startAttempt(&x.first)

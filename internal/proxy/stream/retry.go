@@ -2,7 +2,6 @@ package stream
 
 import (
 	"slices"
-	"strconv"
 	"time"
 
 	"lateen.dev/lateen/internal/proxy/message"
@@ -52,31 +51,6 @@ func retriableStatus(p *snapshot.RetryPolicy, h *message.Head) bool {
 	return retriableGRPC(p, h)
 }
 
-// retriableGRPC looks at a trailers-only gRPC response.
-func retriableGRPC(p *snapshot.RetryPolicy, h *message.Head) bool {
-	v := h.Get(message.GRPCStatus)
-	if v == nil {
-		return false
-	}
-	code, err := strconv.Atoi(string(v))
-	if err != nil {
-		return false
-	}
-	switch code {
-	case 1:
-		return p.On&snapshot.RetryOnGRPCCancelled != 0
-	case 4:
-		return p.On&snapshot.RetryOnGRPCDeadlineExceeded != 0
-	case 8:
-		return p.On&snapshot.RetryOnGRPCResourceExhausted != 0
-	case 13:
-		return p.On&snapshot.RetryOnGRPCInternal != 0
-	case 14:
-		return p.On&snapshot.RetryOnGRPCUnavailable != 0
-	}
-	return false
-}
-
 // retryReset tries again after an attempt without a response.
 func (x *Exchange) retryReset(a *attempt, code message.ResetCode) bool {
 	if x.staleConnection(a, code) {
@@ -96,16 +70,18 @@ func (x *Exchange) retryReset(a *attempt, code message.ResetCode) bool {
 // staleConnection recognises the race of a pooled connection: the server closed
 // it while our request was on the way. It is tried again once, on top of any
 // policy, if that cannot do anything twice: the server promises that it saw
-// nothing, or the method is idempotent.
+// nothing, or the method is idempotent. On a connection of many exchanges the
+// promise may concern its very first one: the server allows fewer at once.
 func (x *Exchange) staleConnection(a *attempt, code message.ResetCode) bool {
-	if x.staleRetry || a.fresh || a.headSeen || a.s == nil || x.upgrade || x.bodyLost {
+	if x.staleRetry || a.headSeen || a.s == nil || x.upgrade || x.bodyLost {
 		return false
 	}
 	switch code {
 	case message.ResetRefused:
-		return true
+		c := a.s.Conn()
+		return !a.fresh || c.Trunk || c.Protocol == message.HTTP2
 	case message.ResetTermination:
-		return idempotent(x.head.Method())
+		return !a.fresh && idempotent(x.head.Method())
 	}
 	return false
 }

@@ -272,7 +272,7 @@ func (x *Exchange) requestComplete() {
 	x.reqEnded = true
 	x.requestAt = x.env.Clock.Now()
 	x.rec.RequestRead = time.Duration(x.requestAt - x.startAt)
-	if x.forwarding {
+	if x.forwarding && !x.capped { // a deadline of the client's runs since the head
 		x.armDeadline()
 	}
 	if a := x.cur; a != nil && a.open {
@@ -299,13 +299,18 @@ func (x *Exchange) OnReset(code message.ResetCode) {
 		return
 	}
 	x.untrusted = true
-	if code == message.ResetProtocol {
+	h2 := x.down.Conn().Protocol == message.HTTP2
+	switch {
+	case code == message.ResetProtocol && (h2 || x.down.Conn().Trunk):
+		x.rec.Flags |= record.FlagDPE
+		x.rec.Details = "http2.codec_error"
+	case code == message.ResetProtocol:
 		x.rec.Flags |= record.FlagDPE
 		x.rec.Details = "http1.codec_error"
-		if x.down.Conn().Protocol == message.HTTP2 {
-			x.rec.Details = "http2.codec_error"
-		}
-	} else {
+	case h2 && code == message.ResetRemote:
+		x.rec.Flags |= record.FlagDR
+		x.rec.Details = "http2.remote_reset"
+	default:
 		x.rec.Flags |= record.FlagDC
 		x.rec.Details = "downstream_remote_disconnect"
 	}
