@@ -79,6 +79,10 @@ func (n *Node) lateen() bool { return len(n.Caps) > 0 }
 // http2 reports whether the node can speak HTTP/2. Envoy can.
 func (n *Node) http2() bool { return !n.lateen() || n.Caps["http2"] }
 
+// has reports whether the node may be sent an extension: it announces it, or
+// announces none at all.
+func (n *Node) has(extension string) bool { return n.Extensions == nil || n.Extensions[extension] }
+
 // istioFilters reports whether the node has istio.stats, istio.alpn and the
 // HTTP side of metadata exchange.
 func (n *Node) istioFilters() bool { return n.lateen() || n.IstioProxy }

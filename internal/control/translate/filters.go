@@ -70,8 +70,8 @@ func networkFilter(name string, m proto.Message) *listenerpb.Filter {
 }
 
 // httpFilters returns the HTTP filters of a connection manager in Istio's
-// order.
-func (b *builder) httpFilters(s side) []*hcmpb.HttpFilter {
+// order, with alpn in the place of istio.alpn.
+func (b *builder) httpFilters(s side, alpn []*hcmpb.HttpFilter) []*hcmpb.HttpFilter {
 	var out []*hcmpb.HttpFilter
 	if b.n.istioFilters() {
 		out = append(out, httpFilter("istio.metadata_exchange", peerMetadata(s)))
@@ -86,6 +86,7 @@ func (b *builder) httpFilters(s side) []*hcmpb.HttpFilter {
 	if s != sidecarInbound && b.n.istioFilters() {
 		out = append(out, httpFilter("istio.alpn", alpnOverride()))
 	}
+	out = append(out, alpn...)
 	out = append(out,
 		httpFilter("envoy.filters.http.fault", &faultpb.HTTPFault{}),
 		httpFilter("envoy.filters.http.cors", &corspb.Cors{}),

@@ -12,11 +12,11 @@ import (
 )
 
 // manager makes an HTTP connection manager as a network filter. Routes come by
-// RDS under routeName, or inline.
-func (b *builder) manager(s side, statPrefix, routeName string, inline *routepb.RouteConfiguration) *listenerpb.Filter {
+// RDS under routeName, or inline. alpn are filters in the place of istio.alpn.
+func (b *builder) manager(s side, statPrefix, routeName string, inline *routepb.RouteConfiguration, alpn ...*hcmpb.HttpFilter) *listenerpb.Filter {
 	h := &hcmpb.HttpConnectionManager{
 		StatPrefix:                   statPrefix + ";",
-		HttpFilters:                  b.httpFilters(s),
+		HttpFilters:                  b.httpFilters(s, alpn),
 		Tracing:                      b.tracing(s),
 		AccessLog:                    b.accessLogs(s),
 		UseRemoteAddress:             wrapperspb.Bool(s == gatewaySide),

@@ -32,6 +32,8 @@ func ParseNode(p *corepb.Node) (Node, error) {
 		IstioProxy: text(meta, "ISTIO_VERSION") != "",
 		Capture:    strings.ToLower(text(meta, "INTERCEPTION_MODE")),
 		HTTP10:     text(meta, "HTTP10") == "1",
+
+		OTLPCluster: text(meta, "LATEEN_OTLP_CLUSTER"),
 	}
 	if n.Role != "sidecar" && n.Role != "router" {
 		return Node{}, fmt.Errorf("node id %q: role %q is not served: want sidecar or router", p.GetId(), n.Role)
@@ -57,6 +59,9 @@ func ParseNode(p *corepb.Node) (Node, error) {
 			n.Extensions = map[string]bool{}
 		}
 		n.Extensions[e.GetName()] = true
+	}
+	if n.Extensions != nil {
+		n.IstioProxy = n.Extensions["istio.stats"] && n.Extensions["istio.alpn"]
 	}
 	return n, n.readIPs(parts[1], text(meta, "INSTANCE_IPS"))
 }

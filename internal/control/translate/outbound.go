@@ -8,6 +8,7 @@ import (
 	corepb "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerpb "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	httpinspectorpb "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
+	hcmpb "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcppb "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -29,8 +30,10 @@ type outbound struct {
 type outboundListener struct {
 	addresses []netip.Addr
 	port      uint16
-	// http is the route configuration of the HTTP chain, "" for none.
+	// http is the route configuration of the HTTP chain, "" for none; alpn are
+	// the filters that tell peers of detected HTTP.
 	http   string
+	alpn   []*hcmpb.HttpFilter
 	chains []*listenerpb.FilterChain
 	// tcp is the chain without criteria; the first service that wants one gets it.
 	tcp *listenerpb.FilterChain
@@ -113,6 +116,9 @@ func (o *outbound) addService(s *mesh.Service, p mesh.Port) {
 func (o *outbound) addTCP(l *outboundListener, s *mesh.Service, p mesh.Port, proto mesh.Protocol) {
 	if proto == mesh.Auto && l.http == "" {
 		l.http = s.Host + ":" + itoa(p.Number)
+		if o.b.meetsMeshTLS(s, p) {
+			l.alpn = o.b.detectedALPN()
+		}
 	}
 	v := mesh.VirtualServiceFor(o.b.scope.VirtualServices, s.Host)
 	if v != nil && (len(v.TCP) > 0 || len(v.TLS) > 0) && o.addL4Routes(l, v, s, p) {
@@ -255,7 +261,7 @@ func (o *outbound) listener(name string, l *outboundListener) *listenerpb.Listen
 	byPort := l.http != "" && !strings.Contains(l.http, ":")
 	if l.http != "" {
 		chain := &listenerpb.FilterChain{
-			Filters:                       []*listenerpb.Filter{o.b.manager(sidecarOutbound, "outbound_"+name, l.http, nil)},
+			Filters:                       []*listenerpb.Filter{o.b.manager(sidecarOutbound, "outbound_"+name, l.http, nil, l.alpn...)},
 			TransportSocketConnectTimeout: handshakeTimeout(),
 		}
 		if o.b.n.capturing() || !byPort {

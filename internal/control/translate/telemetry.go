@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 
@@ -68,7 +69,13 @@ func (b *builder) tracing(s side) *hcmpb.HttpConnectionManager_Tracing {
 		CustomTags:      b.customTags(t),
 	}
 	if t.Provider == nil || t.Provider.Hub {
-		return out // the proxy's own endpoint
+		// The proxy's own endpoint: ours knows it, an Envoy has a cluster for it.
+		if !b.n.lateen() && b.n.OTLPCluster != "" {
+			out.Provider = openTelemetry(&tracepb.OpenTelemetryConfig{
+				ServiceName: b.serviceName(), GrpcService: b.grpcService(b.n.OTLPCluster, ""),
+			})
+		}
+		return out
 	}
 	otel := t.Provider.Config.GetOpentelemetry()
 	if otel == nil {
@@ -101,11 +108,15 @@ func (b *builder) tracing(s side) *hcmpb.HttpConnectionManager_Tracing {
 			config.GrpcService.InitialMetadata = append(config.GrpcService.InitialMetadata, &corepb.HeaderValue{Key: x.GetName(), Value: x.GetValue()})
 		}
 	}
-	out.Provider = &tracepb.Tracing_Http{
+	out.Provider = openTelemetry(config)
+	return out
+}
+
+func openTelemetry(config *tracepb.OpenTelemetryConfig) *tracepb.Tracing_Http {
+	return &tracepb.Tracing_Http{
 		Name:       "envoy.tracers.opentelemetry",
 		ConfigType: &tracepb.Tracing_Http_TypedConfig{TypedConfig: pack(config)},
 	}
-	return out
 }
 
 func (b *builder) tracingFor(s side) mesh.Tracing {
@@ -268,7 +279,10 @@ func namedLog(name string, m proto.Message) *accesslogpb.AccessLog {
 // the built-in hub, to which our proxy logs without being told.
 func (b *builder) accessLog(l mesh.AccessLog) *accesslogpb.AccessLog {
 	if l.Provider.Config == nil {
-		return nil
+		if !l.Provider.Hub || b.n.lateen() || b.n.OTLPCluster == "" {
+			return nil
+		}
+		return b.otelLog(b.grpcService(b.n.OTLPCluster, ""), nil)
 	}
 	if f := l.Provider.Config.GetEnvoyFileAccessLog(); f != nil {
 		return namedLog("envoy.access_loggers.file", b.fileLog(f))
@@ -281,6 +295,11 @@ func (b *builder) accessLog(l mesh.AccessLog) *accesslogpb.AccessLog {
 	if !ok {
 		return nil
 	}
+	return b.otelLog(b.grpcService(clusterName(uint16(o.GetPort()), "", host), host), o)
+}
+
+// otelLog makes an access log over OTLP; o is nil for the built-in hub.
+func (b *builder) otelLog(to *corepb.GrpcService, o *meshconfigpb.MeshConfig_ExtensionProvider_EnvoyOpenTelemetryLogProvider) *accesslogpb.AccessLog {
 	name := o.GetLogName()
 	if name == "" {
 		name = "otel_envoy_accesslog"
@@ -289,17 +308,55 @@ func (b *builder) accessLog(l mesh.AccessLog) *accesslogpb.AccessLog {
 	if body == "" {
 		body = textLogFormat
 	}
-	config := &otellogpb.OpenTelemetryAccessLogConfig{
+	return namedLog("envoy.access_loggers.open_telemetry", &otellogpb.OpenTelemetryAccessLogConfig{
 		CommonConfig: &grpclogpb.CommonGrpcAccessLogConfig{
-			LogName: name, TransportApiVersion: corepb.ApiVersion_V3,
-			GrpcService:             b.grpcService(clusterName(uint16(o.GetPort()), "", host), host),
+			LogName: name, TransportApiVersion: corepb.ApiVersion_V3, GrpcService: to,
 			FilterStateObjectsToLog: slices.Clone(peerObjects),
 		},
 		DisableBuiltinLabels: true,
-		Body:                 &otlpcommonpb.AnyValue{Value: &otlpcommonpb.AnyValue_StringValue{StringValue: body}},
-		Attributes:           logAttributes(o.GetLogFormat().GetLabels()),
+		Body:                 &otlpcommonpb.AnyValue{Value: &otlpcommonpb.AnyValue_StringValue{StringValue: b.known(body)}},
+		Attributes:           b.logAttributes(o.GetLogFormat().GetLabels()),
+	})
+}
+
+// ownOperators are the words of access-log formats that only our proxy knows.
+var ownOperators = regexp.MustCompile(`%LATEEN_[A-Z_]+(\([^)]*\))?(:[0-9]+)?%`)
+
+// known replaces what the node does not know in a format by what an absent value
+// looks like; an Envoy would refuse the listener.
+func (b *builder) known(format string) string {
+	if b.n.lateen() {
+		return format
 	}
-	return namedLog("envoy.access_loggers.open_telemetry", config)
+	return ownOperators.ReplaceAllString(format, "-")
+}
+
+// knownFields is known for the text in a JSON format.
+func (b *builder) knownFields(v *structpb.Struct) *structpb.Struct {
+	if b.n.lateen() {
+		return v
+	}
+	out := &structpb.Struct{Fields: make(map[string]*structpb.Value, len(v.GetFields()))}
+	for k, f := range v.GetFields() {
+		out.Fields[k] = b.knownValue(f)
+	}
+	return out
+}
+
+func (b *builder) knownValue(v *structpb.Value) *structpb.Value {
+	switch {
+	case v.GetStructValue() != nil:
+		return structpb.NewStructValue(b.knownFields(v.GetStructValue()))
+	case v.GetListValue() != nil:
+		out := &structpb.ListValue{}
+		for _, e := range v.GetListValue().GetValues() {
+			out.Values = append(out.Values, b.knownValue(e))
+		}
+		return structpb.NewListValue(out)
+	case v.GetStringValue() != "":
+		return structpb.NewStringValue(b.known(v.GetStringValue()))
+	}
+	return v
 }
 
 var peerObjects = []string{
@@ -307,14 +364,14 @@ var peerObjects = []string{
 	"wasm.downstream_peer", "wasm.downstream_peer_id",
 }
 
-func logAttributes(labels *structpb.Struct) *otlpcommonpb.KeyValueList {
+func (b *builder) logAttributes(labels *structpb.Struct) *otlpcommonpb.KeyValueList {
 	if labels == nil {
 		return nil
 	}
 	out := &otlpcommonpb.KeyValueList{}
 	for _, k := range sortedKeys(labels.GetFields()) {
 		out.Values = append(out.Values, &otlpcommonpb.KeyValue{Key: k, Value: &otlpcommonpb.AnyValue{
-			Value: &otlpcommonpb.AnyValue_StringValue{StringValue: labels.GetFields()[k].GetStringValue()},
+			Value: &otlpcommonpb.AnyValue_StringValue{StringValue: b.known(labels.GetFields()[k].GetStringValue())},
 		}})
 	}
 	return out
@@ -328,13 +385,13 @@ func (b *builder) fileLog(f *meshconfigpb.MeshConfig_ExtensionProvider_EnvoyFile
 	format := f.GetLogFormat()
 	switch {
 	case format.GetLabels() != nil:
-		out.AccessLogFormat = jsonFormat(format.GetLabels())
+		out.AccessLogFormat = jsonFormat(b.knownFields(format.GetLabels()))
 	case format.GetText() != "":
-		out.AccessLogFormat = textFormat(format.GetText())
+		out.AccessLogFormat = textFormat(b.known(format.GetText()))
 	case b.m.Config.GetAccessLogEncoding() == meshconfigpb.MeshConfig_JSON:
-		out.AccessLogFormat = jsonFormat(b.meshJSONFormat())
+		out.AccessLogFormat = jsonFormat(b.knownFields(b.meshJSONFormat()))
 	case b.m.Config.GetAccessLogFormat() != "":
-		out.AccessLogFormat = textFormat(b.m.Config.GetAccessLogFormat())
+		out.AccessLogFormat = textFormat(b.known(b.m.Config.GetAccessLogFormat()))
 	default:
 		out.AccessLogFormat = textFormat(textLogFormat)
 	}

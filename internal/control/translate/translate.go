@@ -41,9 +41,13 @@ type Node struct {
 	// Extensions are the names of Envoy extensions the node announces; nil if it
 	// announces none.
 	Extensions map[string]bool
-	// IstioProxy says that the node is Istio's build of Envoy (ISTIO_VERSION is
-	// set), which has istio.stats, istio.alpn and metadata exchange.
+	// IstioProxy says that the node has what Istio's build of Envoy adds:
+	// istio.stats, istio.alpn and metadata exchange. What its extensions say
+	// counts; a node that announces none is believed by its ISTIO_VERSION.
 	IstioProxy bool
+	// OTLPCluster is the cluster of the node's own bootstrap that leads to the
+	// built-in hub by OTLP over gRPC (LATEEN_OTLP_CLUSTER); "" means none.
+	OTLPCluster string
 	// Capture is LATEEN_CAPTURE ("mark") or the lower-case INTERCEPTION_MODE
 	// ("redirect", "tproxy", "none"); "" means redirect.
 	Capture string
