@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 const liveParallel = 2
 
 func TestScenarios_live(t *testing.T) {
-	suite, err := liverun.New(t.Context())
+	suite, err := liverun.New(t.Context(), liverun.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

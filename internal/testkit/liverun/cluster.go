@@ -106,7 +106,7 @@ func (c *cluster) write(manifests string) error {
 		}
 	}
 	if !ownConfig {
-		cluster += accessLogs
+		cluster += c.suite.o.AccessLogs
 	}
 	if err := os.WriteFile(filepath.Join(manifests, "cluster.yaml"), []byte(cluster), 0o644); err != nil {
 		return err

@@ -17,10 +17,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -34,31 +38,81 @@ const Limit = 40 * time.Second
 // nobody runs everything when the tests run as root.
 const nobody = 65534
 
+// Options say what runs instead of Lateen's own data plane. The zero value
+// changes nothing.
+type Options struct {
+	// Proxy is the package of the program that stands in for lateen-proxy.
+	Proxy string
+	// Beside are more files that belong beside the programs, by name there.
+	Beside map[string]string
+	// AccessLogs is the mesh configuration (a manifest) that makes proxies write
+	// what the runner reads; "" means Lateen's.
+	AccessLogs string
+	// Unanswered are the expectations, by first word, that these proxies cannot
+	// answer by nature; they are not checked.
+	Unanswered []string
+	// Apart says that an expectation need not be met: these proxies are known to
+	// differ. Suite.Held tells those that were met all the same.
+	Apart func(sc *scenario.Scenario, w scenario.Want) bool
+	// Settle is how long a mesh rests before the first call; nil means not at all.
+	Settle func(sc *scenario.Scenario) time.Duration
+	// Inspect looks at a mesh before it ends, at what was wrong in its logs.
+	Inspect func(logs iter.Seq2[string, string]) error
+}
+
 // Suite holds the built programs. It is safe for concurrent use.
 type Suite struct {
+	o    Options
 	dir  string
 	cred *syscall.Credential
+
+	mu   sync.Mutex
+	held map[string][]scenario.Want
 }
 
 // New builds the programs into a temporary folder, which Close removes.
-func New(ctx context.Context) (*Suite, error) {
+func New(ctx context.Context, o Options) (*Suite, error) {
 	dir, err := os.MkdirTemp("", "lateen-live-")
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for live scenarios: %w", err)
 	}
-	s := &Suite{dir: dir}
+	if o.AccessLogs == "" {
+		o.AccessLogs = accessLogs
+	}
+	s := &Suite{o: o, dir: dir, held: map[string][]scenario.Want{}}
 	if os.Geteuid() == 0 {
 		s.cred = &syscall.Credential{Uid: nobody, Gid: nobody}
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", dir+"/",
-		"lateen.dev/lateen/cmd/...", "lateen.dev/lateen/internal/testkit/echo")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, errors.Join(fmt.Errorf("build the programs: %w\n%s", err, out), s.Close())
+	if err := s.build(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+func (s *Suite) build(ctx context.Context) error {
+	builds := [][]string{{s.dir + "/", "lateen.dev/lateen/cmd/...", "lateen.dev/lateen/internal/testkit/echo"}}
+	if s.o.Proxy != "" {
+		builds = append(builds, []string{filepath.Join(s.dir, "lateen-proxy"), s.o.Proxy})
+	}
+	for _, args := range builds {
+		cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-ldflags=-s -w", "-o"}, args...)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build the programs: %w\n%s", err, out)
+		}
+	}
+	for name, path := range s.o.Beside {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("copy %s: %w", name, err)
+		}
+		if err := os.WriteFile(filepath.Join(s.dir, name), data, 0o755); err != nil {
+			return fmt.Errorf("copy %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // Close removes the programs.
@@ -118,10 +172,18 @@ func (s *Suite) Run(ctx context.Context, sc *scenario.Scenario) []error {
 	if err != nil {
 		return []error{fmt.Errorf("%s: %w", sc.Name, err)}
 	}
+	if s.o.Settle != nil {
+		time.Sleep(s.o.Settle(sc))
+	}
 	var errs []error
 	for i, call := range sc.Calls {
-		if err := c.run(ctx, call); err != nil {
+		if err := c.runApart(ctx, call); err != nil {
 			errs = append(errs, fmt.Errorf("%s: call %d: %w", sc.Name, i+1, err))
+		}
+	}
+	if s.o.Inspect != nil {
+		if err := s.o.Inspect(c.proxyLines()); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", sc.Name, err))
 		}
 	}
 	if len(errs) > 0 && os.Getenv("LATEEN_LIVE_LOGS") != "" {
@@ -133,22 +195,58 @@ func (s *Suite) Run(ctx context.Context, sc *scenario.Scenario) []error {
 	return errs
 }
 
+// Held returns the expectations set apart that were met, by scenario.
+func (s *Suite) Held() map[string][]scenario.Want {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.held)
+}
+
+// runApart runs a call without the expectations that do not count here, and then
+// looks at those among them that are known to differ.
+func (c *cluster) runApart(ctx context.Context, call scenario.Call) error {
+	var apart []scenario.Want
+	call.Wants = slices.DeleteFunc(slices.Clone(call.Wants), func(w scenario.Want) bool {
+		verb, _, _ := strings.Cut(w.Text, " ")
+		if slices.Contains(c.suite.o.Unanswered, verb) {
+			return true
+		}
+		if c.suite.o.Apart == nil || !c.suite.o.Apart(c.sc, w) {
+			return false
+		}
+		apart = append(apart, w)
+		return true
+	})
+	results, err := c.run(ctx, call)
+	if err != nil {
+		return err
+	}
+	for _, w := range apart {
+		if (scenario.Call{Wants: []scenario.Want{w}}).Check(results) == nil {
+			c.suite.mu.Lock()
+			c.suite.held[c.sc.Name] = append(c.suite.held[c.sc.Name], w)
+			c.suite.mu.Unlock()
+		}
+	}
+	return nil
+}
+
 // run makes one call and checks its results. Logs are read when an expectation
 // asks for what only they tell.
-func (c *cluster) run(ctx context.Context, call scenario.Call) error {
+func (c *cluster) run(ctx context.Context, call scenario.Call) ([]scenario.Result, error) {
 	call.Fresh = c.opaque(call.URL)
 	results, err := c.call(ctx, call)
 	if err != nil {
-		return fmt.Errorf("line %d: %w", call.Line, err)
+		return nil, fmt.Errorf("line %d: %w", call.Line, err)
 	}
 	if needsLogs(call) {
-		return c.awaitLogs(ctx, call, results)
+		return results, c.awaitLogs(ctx, call, results)
 	}
 	if err = call.Check(results); err != nil {
 		c.fill(call, results) // the message is better with details
-		return call.Check(results)
+		return results, call.Check(results)
 	}
-	return nil
+	return results, nil
 }
 
 // logVerbs are the expectations whose answer stands in logs.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -109,7 +110,7 @@ func (c *cluster) fill(call scenario.Call, results []scenario.Result) (missing i
 			}
 		}
 		for j, l := range lines {
-			if l.Flags != "" {
+			if l.Flags != "" && l.Flags != "-" {
 				r.Flags = append(r.Flags, strings.Split(l.Flags, ",")...)
 			}
 			r.Details = append(r.Details, l.Details)
@@ -178,6 +179,14 @@ func (c *cluster) served() map[string]map[string]int {
 		}
 	})
 	return out
+}
+
+// proxyLines are the lines that proxies wrote, by pod.
+func (c *cluster) proxyLines() iter.Seq2[string, string] {
+	return func(yield func(pod, text string) bool) {
+		going := true
+		c.eachLine("istio-proxy.log", func(pod, text string) { going = going && yield(pod, text) })
+	}
 }
 
 // eachLine calls fn for each line of each pod's log of that name.

@@ -1,0 +1,88 @@
+//go:build linux
+
+package scenarios_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"lateen.dev/lateen/internal/testkit/envoycheck"
+	"lateen.dev/lateen/internal/testkit/envoyrun"
+	"lateen.dev/lateen/internal/testkit/scenario"
+)
+
+// TestEnvoy_sidecars runs every scenario that can run live with Envoys as the
+// sidecars. envoy.txt lists the expectations that they do not meet.
+func TestEnvoy_sidecars(t *testing.T) {
+	envoy, err := envoycheck.Find(t.Context())
+	if err != nil {
+		missing(t, err)
+	}
+	known, err := envoyrun.ParseDifferences(read(t, "envoy.txt"))
+	if err != nil {
+		t.Fatalf("envoy.txt: %v", err)
+	}
+	suite, err := envoyrun.New(t.Context(), envoy, known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := suite.Preflight(t.Context()); err != nil {
+		missing(t, err)
+	}
+	all, run := load(t), 0
+	t.Cleanup(func() { // when the parallel ones are done
+		for _, err := range known.Stale(all, read(t, "../docs/differences.md"), suite.Held()) {
+			t.Errorf("envoy.txt: %v", err)
+		}
+		t.Logf("%d scenarios: %d run with Envoy as sidecars, of which %d differ in %d expectations; %d are for another runner alone",
+			len(all), run, known.Scenarios(), len(known), len(all)-run)
+		if err := suite.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	slots := make(chan struct{}, liveParallel)
+	for _, s := range all {
+		if s.Only != "" && s.Only != "live" {
+			continue
+		}
+		run++
+		t.Run(strings.TrimSuffix(s.Name, ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			runLive(t, suite, s)
+		})
+	}
+}
+
+// TestEnvoy_differencesAreExplained holds envoy.txt to the scenarios and to the
+// page that gives the reasons.
+func TestEnvoy_differencesAreExplained(t *testing.T) {
+	known, err := envoyrun.ParseDifferences(read(t, "envoy.txt"))
+	if err != nil {
+		t.Fatalf("envoy.txt: %v", err)
+	}
+	for _, err := range known.Stale(load(t), read(t, "../docs/differences.md"), map[string][]scenario.Want{}) {
+		t.Errorf("envoy.txt: %v", err)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// missing skips a test for want of something, except where nothing may be
+// missing.
+func missing(t *testing.T, err error) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(err)
+	}
+	t.Skipf("skipped: %v", err)
+}
