@@ -122,17 +122,21 @@ type Store struct {
 	writes int
 }
 
-// layout is the version of the schema; another one is refused.
-const layout = 1
+// layout is the version of the schema. Layout 1, whose spans were ordered by
+// their ids, is converted; another one is refused.
+const layout = 2
 
+// Spans are appended in the order they come and found by a narrow index: ids are
+// random, and rows of a kilobyte kept in their order cost every batch hundreds of
+// half-filled pages (BenchmarkWrite: 169 µs a span instead of 45).
 const schema = `
 CREATE TABLE IF NOT EXISTS spans (
   trace_id BLOB NOT NULL, span_id BLOB NOT NULL, parent_id BLOB,
   service TEXT NOT NULL, name TEXT NOT NULL, kind INTEGER NOT NULL,
   start INTEGER NOT NULL, duration INTEGER NOT NULL,
-  status INTEGER NOT NULL, status_message TEXT NOT NULL, scope TEXT NOT NULL, attributes TEXT NOT NULL,
-  PRIMARY KEY (trace_id, span_id)
-) WITHOUT ROWID;
+  status INTEGER NOT NULL, status_message TEXT NOT NULL, scope TEXT NOT NULL, attributes TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS spans_id ON spans (trace_id, span_id);
 CREATE INDEX IF NOT EXISTS spans_start ON spans (start);
 CREATE TABLE IF NOT EXISTS logs (
   time INTEGER NOT NULL, trace_id BLOB, span_id BLOB, service TEXT NOT NULL,
@@ -158,7 +162,7 @@ func Open(path string, o Options) (*Store, error) {
 	}
 	s := &Store{opts: o}
 	var err error
-	pragmas := []string{"busy_timeout(5000)", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(normal)"}
+	pragmas := []string{"busy_timeout(5000)", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(normal)", "cache_size(-8000)"}
 	if s.write, err = connect(path, pragmas); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", path, err)
 	}
@@ -185,14 +189,23 @@ func (s *Store) prepare() error {
 	if err := s.write.QueryRow("PRAGMA user_version").Scan(&version); err != nil {
 		return err
 	}
-	if version != 0 && version != layout {
+	if version < 0 || version > layout {
 		return fmt.Errorf("layout version %d, this program knows %d: move the file away to start a new one", version, layout)
 	}
-	if _, err := s.write.Exec(schema); err != nil {
+	steps := schema
+	if version == 1 {
+		steps = `ALTER TABLE spans RENAME TO spans_1; DROP INDEX spans_start;` + schema +
+			`INSERT INTO spans SELECT * FROM spans_1; DROP TABLE spans_1;`
+	}
+	tx, err := s.write.Begin()
+	if err != nil {
 		return err
 	}
-	_, err := s.write.Exec(fmt.Sprintf("PRAGMA user_version = %d", layout))
-	return err
+	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
+	if _, err := tx.Exec(steps + fmt.Sprintf("PRAGMA user_version = %d", layout)); err != nil {
+		return err
+	}
+	return tx.Commit()
 }
 
 // Close closes the store.
@@ -237,10 +250,10 @@ func insertSpans(ctx context.Context, tx *sql.Tx, spans []Span) error {
 		return err
 	}
 	defer st.Close()
+	var attrs []byte
 	for i := range spans {
 		x := &spans[i]
-		attrs, err := json.Marshal(x.Attributes)
-		if err != nil {
+		if attrs, err = appendAttributes(attrs[:0], x.Attributes); err != nil {
 			return fmt.Errorf("attributes of span %s: %w", x.SpanID, err)
 		}
 		_, err = st.ExecContext(
@@ -263,10 +276,10 @@ func insertLogs(ctx context.Context, tx *sql.Tx, logs []Log) error {
 		return err
 	}
 	defer st.Close()
+	var attrs []byte
 	for i := range logs {
 		x := &logs[i]
-		attrs, err := json.Marshal(x.Attributes)
-		if err != nil {
+		if attrs, err = appendAttributes(attrs[:0], x.Attributes); err != nil {
 			return fmt.Errorf("attributes of a log record: %w", err)
 		}
 		if _, err := st.ExecContext(ctx, x.Time.UnixNano(), blob(x.TraceID), blob(x.SpanID), x.Service, x.Severity, x.Body, string(attrs)); err != nil {

@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -174,5 +176,77 @@ func TestStore_concurrentAndReopened(t *testing.T) {
 	}
 	if _, err := Open(path, Options{}); err == nil || !strings.Contains(err.Error(), "layout version 99") {
 		t.Errorf("foreign layout: %v", err)
+	}
+}
+
+// BenchmarkWrite is the cost of keeping one span of a proxy, in batches as the
+// hub makes them.
+func BenchmarkWrite(b *testing.B) {
+	s, err := Open(filepath.Join(b.TempDir(), "telemetry.db"), Options{Now: func() time.Time { return t0.Add(time.Minute) }})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	attrs := map[string]any{}
+	for i := range 30 {
+		attrs[fmt.Sprintf("istio.attribute_%02d", i)] = "outbound|8080||user-service"
+	}
+	attrs["http.response.status_code"] = int64(200)
+	r := rand.New(rand.NewPCG(1, 2))
+	const batch = 512
+	spans := make([]Span, batch)
+	b.ResetTimer()
+	for i := 0; i < b.N; i += batch {
+		for j := range spans {
+			spans[j] = span(1, 1, 1, "frontend.default", time.Duration(i+j)*time.Microsecond, time.Millisecond)
+			spans[j].TraceID = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, r.Uint64()), r.Uint64())
+			spans[j].SpanID = binary.BigEndian.AppendUint64(nil, r.Uint64())
+			spans[j].Attributes = attrs
+		}
+		if err := s.Write(b.Context(), spans, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func TestOpen_convertsTheFirstLayout(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "telemetry.db")
+	old, err := connect(name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = old.Exec(`CREATE TABLE spans (
+  trace_id BLOB NOT NULL, span_id BLOB NOT NULL, parent_id BLOB,
+  service TEXT NOT NULL, name TEXT NOT NULL, kind INTEGER NOT NULL,
+  start INTEGER NOT NULL, duration INTEGER NOT NULL,
+  status INTEGER NOT NULL, status_message TEXT NOT NULL, scope TEXT NOT NULL, attributes TEXT NOT NULL,
+  PRIMARY KEY (trace_id, span_id)
+) WITHOUT ROWID;
+CREATE INDEX spans_start ON spans (start);
+CREATE TABLE logs (
+  time INTEGER NOT NULL, trace_id BLOB, span_id BLOB, service TEXT NOT NULL,
+  severity TEXT NOT NULL, body TEXT NOT NULL, attributes TEXT NOT NULL
+);
+INSERT INTO spans VALUES (x'12000000000000000000000000000012', x'0100000000000001', NULL, 'old', 'GET /', 2, 1, 5, 0, '', '', '{"n":"v"}');
+PRAGMA user_version = 1`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to convert
+		s, err := Open(name, Options{Now: func() time.Time { return t0 }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, s, []Span{span(0x12, 1, 0, "again", 0, 1), span(0x12, 2, 1, "new", 0, 1)})
+		got, err := s.Trace(t.Context(), "12")
+		if err != nil || len(got) != 2 || got[0].Service != "old" || got[0].Attributes["n"] != "v" {
+			t.Errorf("%+v %v", got, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
