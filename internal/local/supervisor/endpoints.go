@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"lateen.dev/lateen/internal/api"
 	"lateen.dev/lateen/internal/dns"
@@ -162,7 +163,10 @@ func (s *Supervisor) backends(namespace string, svc *manifest.Service) []backend
 func (s *Supervisor) slices(key api.ObjectKey, svc *manifest.Service) []*manifest.EndpointSlice {
 	var order []*manifest.EndpointSlice
 	byPorts := map[string]*manifest.EndpointSlice{}
-	for _, b := range s.backends(key.Namespace, svc) {
+	backends := s.backends(key.Namespace, svc)
+	open := s.opens(key, backends, time.Now())
+	for _, b := range backends {
+		b.status.Ready = b.status.Ready && open
 		ports := endpointPorts(svc, b.run.Config().Manifest.Spec.Containers)
 		for _, ip := range b.status.IPs {
 			family := "IPv4"
@@ -193,6 +197,37 @@ func (s *Supervisor) slices(key api.ObjectKey, svc *manifest.Service) []*manifes
 		}
 	}
 	return order
+}
+
+// openLimit bounds how long the first ready pod of a Service waits for the others.
+const openLimit = 2 * time.Second
+
+// opens says whether the endpoints of a Service may be published. When a Service
+// begins to serve, its endpoints appear together: else a version of it whose pods
+// are some milliseconds later than the others answers 503 to its share of the
+// requests, although some have succeeded already. Once open it stays so.
+func (s *Supervisor) opens(key api.ObjectKey, backends []backend, now time.Time) bool {
+	since, waiting := s.opening[key]
+	if waiting && since.IsZero() {
+		return true
+	}
+	ready := 0
+	for _, b := range backends {
+		if b.status.Ready {
+			ready++
+		}
+	}
+	switch {
+	case ready == 0:
+		return false
+	case ready == len(backends), waiting && now.Sub(since) >= openLimit:
+		s.opening[key] = time.Time{}
+		return true
+	case !waiting:
+		s.opening[key] = now
+		time.AfterFunc(openLimit, s.wake)
+	}
+	return false
 }
 
 func endpointPorts(svc *manifest.Service, containers []manifest.Container) []manifest.EndpointPort {

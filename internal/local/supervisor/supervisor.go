@@ -93,10 +93,13 @@ type Supervisor struct {
 	listeners  map[listenerKey]*hostListener
 	rules      string // digest of the rules in force
 	state      localState
-	names      names
-	wasReady   bool
-	closing    bool
-	hostPorts  []uint16
+	// opening has the Services that have had a ready pod: since when they wait for
+	// their other pods, or zero once their endpoints are published.
+	opening   map[api.ObjectKey]time.Time
+	names     names
+	wasReady  bool
+	closing   bool
+	hostPorts []uint16
 }
 
 // stored is an object as it came.
@@ -120,7 +123,7 @@ func New(o Options) *Supervisor {
 		configMaps: map[string]*manifest.ConfigMap{}, secrets: map[string]*manifest.Secret{},
 		services: map[string]*manifest.Service{}, namespaces: map[string]*manifest.Namespace{},
 		entries: map[string]*manifest.ServiceEntry{}, number: 1, told: map[string]string{},
-		listeners: map[listenerKey]*hostListener{},
+		listeners: map[listenerKey]*hostListener{}, opening: map[api.ObjectKey]time.Time{},
 	}
 	o.Env.Objects, o.Env.Changed = s, s.wake
 	o.Env.Event = func(ns, name, message string) {
@@ -263,6 +266,7 @@ func (s *Supervisor) unindex(key api.ObjectKey) {
 		delete(s.secrets, name)
 	case "Service":
 		delete(s.services, name)
+		delete(s.opening, key)
 	case "Namespace":
 		delete(s.namespaces, key.Name)
 	case "ServiceEntry":

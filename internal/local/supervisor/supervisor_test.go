@@ -2,9 +2,11 @@ package supervisor
 
 import (
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
+	"lateen.dev/lateen/internal/api"
 	"lateen.dev/lateen/internal/local/manifest"
 	"lateen.dev/lateen/internal/local/pod"
 )
@@ -111,5 +113,36 @@ func TestMatch_imagesByNameTagAndPattern(t *testing.T) {
 		if ok != (want != "") || (ok && p.Args[0] != want) {
 			t.Errorf("%s: %v %v, want %q", image, p, ok, want)
 		}
+	}
+}
+
+func TestOpens_endpointsOfAServiceAppearTogether(t *testing.T) {
+	s := New(Options{Env: &pod.Env{}})
+	key, at := api.ObjectKey{Kind: "Service", Name: "web"}, time.Now()
+	pods := func(ready ...bool) (out []backend) {
+		for _, r := range ready {
+			out = append(out, backend{status: pod.Status{Ready: r}})
+		}
+		return out
+	}
+	for _, c := range []struct {
+		what  string
+		after time.Duration
+		pods  []backend
+		want  bool
+	}{
+		{"nobody is ready", 0, pods(false, false), false},
+		{"one waits for the other", 0, pods(true, false), false},
+		{"still", openLimit - 1, pods(true, false), false},
+		{"but not for ever", openLimit, pods(true, false), true},
+		{"nor again", openLimit, pods(false, true), true},
+		{"nor when all have gone", time.Hour, pods(false), true},
+	} {
+		if got := s.opens(key, c.pods, at.Add(c.after)); got != c.want {
+			t.Errorf("%s: %v", c.what, got)
+		}
+	}
+	if other := (api.ObjectKey{Kind: "Service", Name: "other"}); s.opens(other, pods(true, false), at) || !s.opens(other, pods(true, true), at) {
+		t.Error("two ready pods open their Service at once")
 	}
 }
