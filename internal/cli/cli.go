@@ -66,7 +66,11 @@ func (o *options) controlSocket() string { return filepath.Join(o.dataDir, "run"
 // Main runs the command line and returns the exit code. It ends on SIGINT and
 // SIGTERM through the context that commands receive.
 func Main(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ends := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // nohup: it shall outlive its terminal
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	return run(ctx, args, os.Stdout, os.Stderr)
 }

@@ -18,38 +18,50 @@ import (
 // another version is refused, not guessed at.
 const layoutVersion = "1"
 
-// openDataDir prepares the data directory and locks it. It returns its absolute
-// path and a function that gives the lock back.
-func openDataDir(path string) (string, func(), error) {
+// dataDir is the locked data directory.
+type dataDir struct {
+	path string   // absolute
+	lock *os.File // the lock goes with its last descriptor
+}
+
+// openDataDir prepares the data directory and locks it.
+func openDataDir(path string) (*dataDir, error) {
 	if path == "" {
-		return "", nil, errors.New("no data directory given")
+		return nil, errors.New("no data directory given")
 	}
 	dir, err := filepath.Abs(path)
 	if err != nil {
-		return "", nil, fmt.Errorf("data directory %s: %w", path, err)
+		return nil, fmt.Errorf("data directory %s: %w", path, err)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", nil, fmt.Errorf("data directory: %w", err)
+		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
-		return "", nil, fmt.Errorf("data directory: %w", err)
+		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
-		return "", nil, fmt.Errorf("data directory: %w", err)
+		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	unlock, err := lock(dir)
-	if err != nil {
-		return "", nil, err
+	d := &dataDir{path: dir}
+	if d.lock, err = lock(dir); err != nil {
+		return nil, err
 	}
 	if err := layout(dir); err != nil {
-		unlock()
-		return "", nil, err
+		d.close()
+		return nil, err
 	}
-	return dir, unlock, nil
+	return d, nil
+}
+
+// close removes what is only for a running cluster and gives the lock back.
+func (d *dataDir) close() {
+	_ = os.RemoveAll(filepath.Join(d.path, node.RunDir)) // the next start tries again, and tells
+	_ = d.lock.Truncate(0)
+	d.lock.Close()
 }
 
 // lock takes the directory's lock, or says who has it.
-func lock(dir string) (func(), error) {
+func lock(dir string) (*os.File, error) {
 	name := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -70,10 +82,7 @@ func lock(dir string) (func(), error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
-	return func() {
-		_ = f.Truncate(0) // the lock itself goes with the descriptor
-		f.Close()
-	}, nil
+	return f, nil
 }
 
 func write(f *os.File, s string) error {

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -57,18 +58,18 @@ func Up(ctx context.Context, o Options) (err error) {
 	if o.ProxyProgram, err = filepath.Abs(o.ProxyProgram); err != nil {
 		return fmt.Errorf("path of lateen-proxy: %w", err)
 	}
-	dir, unlock, err := openDataDir(o.DataDir)
+	dir, err := openDataDir(o.DataDir)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	o.DataDir = dir
-	broker, err := startBroker(filepath.Join(dir, node.RunDir, node.EgressName), o.Log)
+	defer dir.close()
+	o.DataDir = dir.path
+	broker, err := startBroker(filepath.Join(dir.path, node.RunDir, node.EgressName), o.Log)
 	if err != nil {
 		return err
 	}
 	defer broker.close()
-	p := &parent{o: o, broker: broker}
+	p := &parent{o: o, broker: broker, lock: dir.lock}
 	return p.run(ctx)
 }
 
@@ -76,6 +77,7 @@ func Up(ctx context.Context, o Options) (err error) {
 type parent struct {
 	o      Options
 	broker *broker
+	lock   *os.File
 	rope   *wire.Conn
 	sendMu sync.Mutex
 }
@@ -85,29 +87,38 @@ func (p *parent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	proc, err := startNode(p.o.NodeProgram, node.Role)
+	// The node ends by itself when the rope does, and cleans up first.
+	proc, err := startNode(p.o.NodeProgram, node.Role, 0)
 	if err != nil {
 		closeFiles(files)
 		return preflight.Explain(preflight.Clone, err, p.o.NodeProgram)
 	}
 	defer proc.kill()
 	p.rope = proc.rope
-	fds := make([]int, len(files))
-	for i, f := range files {
-		fds[i] = int(f.Fd())
+	var fds []int
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
 	}
+	cfg.Inherited, fds = append(cfg.Inherited, node.LockName), append(fds, int(p.lock.Fd()))
 	err = p.rope.Send(node.Message{Type: node.Configure, Config: cfg}, fds...)
 	closeFiles(files)
 	if err != nil {
 		return fmt.Errorf("configure the node: %w", err)
 	}
+	var overdue atomic.Bool
 	stop := context.AfterFunc(ctx, func() {
 		p.send(node.Message{Type: node.Stop})
-		time.AfterFunc(stopTimeout, proc.kill)
+		time.AfterFunc(stopTimeout, func() {
+			overdue.Store(true)
+			proc.kill()
+		})
 	})
 	defer stop()
 	err = p.serve()
 	<-proc.done
+	if err != nil && overdue.Load() {
+		return fmt.Errorf("the cluster did not stop within %v and was killed; the node's log is %s", stopTimeout, filepath.Join(p.o.DataDir, node.LogDir, "node.log"))
+	}
 	var refusal *preflight.Refusal
 	if err != nil && ctx.Err() == nil && !errors.As(err, &refusal) {
 		return fmt.Errorf("%w; the node's log is %s", err, filepath.Join(p.o.DataDir, node.LogDir, "node.log"))
@@ -235,7 +246,7 @@ func (e *machineError) Unwrap() error { return e.errno }
 // Preflight tries once, in a few milliseconds, what a node needs. A refusal is a
 // *preflight.Refusal with cause and remedy.
 func Preflight() error {
-	proc, err := startNode(shim.Self, node.RolePreflight)
+	proc, err := startNode(shim.Self, node.RolePreflight, unix.SIGKILL)
 	if err != nil {
 		return preflight.Explain(preflight.Clone, err, shim.Self)
 	}
@@ -261,8 +272,9 @@ type nodeProcess struct {
 	done chan struct{}
 }
 
-// startNode forks a hidden role in new namespaces.
-func startNode(program, role string) (*nodeProcess, error) {
+// startNode forks a hidden role in new namespaces. It gets the signal onDeath when
+// this process dies, 0 for none.
+func startNode(program, role string, onDeath unix.Signal) (*nodeProcess, error) {
 	rope, theirs, err := wire.Pair()
 	if err != nil {
 		return nil, err
@@ -276,7 +288,7 @@ func startNode(program, role string) (*nodeProcess, error) {
 				unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
 			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
-			Pdeathsig:   unix.SIGKILL,
+			Pdeathsig:   onDeath,
 			Setsid:      true, // Ctrl-C reaches the parent alone, which stops in order
 		},
 	}

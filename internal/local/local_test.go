@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lateen.dev/lateen/internal/local/node"
 	"lateen.dev/lateen/internal/local/preflight"
 )
 
@@ -499,23 +500,8 @@ func processes(t *testing.T, arg string) []int {
 	return out
 }
 
-// netNamespaces counts the network namespaces that processes of this machine are
-// in.
-func netNamespaces(t *testing.T) map[string]bool {
-	t.Helper()
-	out := map[string]bool{}
-	links, err := filepath.Glob("/proc/[0-9]*/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range links {
-		if to, err := os.Readlink(l); err == nil {
-			out[to] = true
-		}
-	}
-	return out
-}
-
+// TestKill_leavesNothing looks at processes, mounts and sockets; namespaces are
+// looked at with the real programs, in testkit/e2e.
 func TestKill_leavesNothing(t *testing.T) {
 	needNamespaces(t)
 	exe, err := os.Executable()
@@ -531,7 +517,6 @@ func TestKill_leavesNothing(t *testing.T) {
 			images := `{"apiVersion":"lateen.dev/v1alpha1","kind":"LocalCluster","metadata":{"name":"l"},"spec":{"images":{"` + dir + `":"` + exe + `"}}}`
 			c := &cluster{t: t, dir: filepath.Join(dir, "data"), exe: exe, objects: objects, client: NewClient(filepath.Join(dir, "data"))}
 			c.write(app, images)
-			before := netNamespaces(t)
 			cmd := exec.Command(exe, "parent", c.dir, objects, filepath.Join(dir, "local.json"))
 			cmd.Stderr = os.Stderr
 			if err := cmd.Start(); err != nil {
@@ -551,13 +536,9 @@ func TestKill_leavesNothing(t *testing.T) {
 			c.eventually("every process is gone", func() bool {
 				return len(processes(t, dir)) == 0 && len(processes(t, objects)) == 0
 			})
-			c.eventually("every namespace is gone", func() bool {
-				for ns := range netNamespaces(t) {
-					if !before[ns] {
-						return false
-					}
-				}
-				return true
+			c.eventually("every socket is gone", func() bool {
+				_, err := os.Stat(filepath.Join(c.dir, node.RunDir))
+				return errors.Is(err, os.ErrNotExist)
 			})
 			mounts, err := os.ReadFile("/proc/self/mountinfo")
 			if err != nil || strings.Contains(string(mounts), dir) {

@@ -70,6 +70,9 @@ const (
 	EgressName  = "egress.sock"
 	stagingName = "root"
 	volumesName = "volumes"
+	// LockName is the data directory's lock among Config.Inherited: the directory
+	// is free again when parent and node have both ended.
+	LockName = "lock"
 )
 
 // Message is what parent and node say to each other.
@@ -149,6 +152,9 @@ func Main() int {
 	n := &node{cfg: *m.Config, rope: rope, stop: make(chan struct{}), answers: map[int]chan answer{}}
 	n.inherited = map[string]int{}
 	for i, name := range m.Config.Inherited {
+		if name == LockName {
+			continue // held open as long as this process lives
+		}
 		n.inherited[name] = fds[i]
 	}
 	if err := n.run(); err != nil {
@@ -308,8 +314,9 @@ func (n *node) applyServices(s nft.Services) error {
 	return s.Apply()
 }
 
-// readRope takes the parent's messages. At the end of the rope the node ends at
-// once, and the kernel ends everything else.
+// readRope takes the parent's messages. At the end of the rope the parent is gone,
+// however it ended: the node takes away what has a name outside of its namespaces
+// and ends at once, and the kernel ends everything else.
 func (n *node) readRope() {
 	for {
 		var m Message
@@ -317,6 +324,10 @@ func (n *node) readRope() {
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
 				n.log.Error("the parent is gone", "error", err)
+			}
+			_ = unix.Unmount(n.dir(RunDir, volumesName), unix.MNT_DETACH)
+			if err := os.RemoveAll(n.dir(RunDir)); err != nil {
+				n.log.Error("remove sockets; the next start does", "error", err)
 			}
 			os.Exit(1)
 		}
