@@ -9,7 +9,7 @@ LDFLAGS := -s -w -X lateen.dev/lateen/internal/version.Version=$(VERSION)
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check race mutation scenarios bench fuzz fmt lint generate preflight help examples cross
+.PHONY: build demo test check race mutation scenarios conformance bench fuzz fmt lint generate preflight help examples cross
 
 build: ## build bin/lateen, bin/lateen-proxy and bin/lateen-node
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lateen ./cmd/lateen-proxy ./cmd/lateen-node
@@ -25,6 +25,9 @@ test: build examples ## pass all tests: unit tests and scenarios
 
 scenarios: build ## run the readable specification alone
 	$(GO) test ./scenarios -count=1 -v -run Scenarios
+
+conformance: ## foreign judges: real Envoys run the scenarios as sidecars
+	$(GO) test ./scenarios -count=1 -v -run Envoy
 
 mutation: ## switch off each translated field in turn; some scenario must fail
 	$(GO) test ./scenarios -count=1 -run Mutation -v

@@ -5,6 +5,7 @@ package scenarios_test
 import (
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"lateen.dev/lateen/internal/testkit/envoycheck"
@@ -30,13 +31,15 @@ func TestEnvoy_sidecars(t *testing.T) {
 	if err := suite.Preflight(t.Context()); err != nil {
 		missing(t, err)
 	}
-	all, run := load(t), 0
+	all := load(t)
+	var run atomic.Int32
+	others := 0
 	t.Cleanup(func() { // when the parallel ones are done
 		for _, err := range known.Stale(all, read(t, "../docs/differences.md"), suite.Held()) {
 			t.Errorf("envoy.txt: %v", err)
 		}
-		t.Logf("%d scenarios: %d run with Envoy as sidecars, of which %d differ in %d expectations; %d are for another runner alone",
-			len(all), run, known.Scenarios(), len(known), len(all)-run)
+		t.Logf("%d scenarios: %d run with Envoy as sidecars, %d skipped as they are for another runner alone; %d differ, in %d expectations",
+			len(all), run.Load(), others, known.Scenarios(), len(known))
 		if err := suite.Close(); err != nil {
 			t.Error(err)
 		}
@@ -44,13 +47,14 @@ func TestEnvoy_sidecars(t *testing.T) {
 	slots := make(chan struct{}, liveParallel)
 	for _, s := range all {
 		if s.Only != "" && s.Only != "live" {
+			others++
 			continue
 		}
-		run++
 		t.Run(strings.TrimSuffix(s.Name, ".txtar"), func(t *testing.T) {
 			t.Parallel()
 			slots <- struct{}{}
 			defer func() { <-slots }()
+			run.Add(1)
 			runLive(t, suite, s)
 		})
 	}

@@ -5,18 +5,14 @@
 // same control plane. It is liverun with other sidecars: envoyagent stands
 // beside each Envoy, and what Envoy cannot know by nature is not asked.
 //
-// It promises that an Envoy which refuses anything that it was sent fails the
-// scenario, whatever the calls brought.
+// It promises that every proxy of a mesh is an Envoy. As in liverun, one that
+// refuses what it was sent fails the scenario, whatever the calls brought.
 package envoyrun
 
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
-	"iter"
 	"slices"
-	"strings"
 	"time"
 
 	"lateen.dev/lateen/internal/testkit/liverun"
@@ -32,7 +28,7 @@ func New(ctx context.Context, envoy string, known Differences) (*liverun.Suite, 
 		AccessLogs: accessLogs,
 		Unanswered: unanswered,
 		Settle:     settle,
-		Inspect:    refusals,
+		Agent:      "envoy ",
 		Apart: func(sc *scenario.Scenario, w scenario.Want) bool {
 			return slices.ContainsFunc(known, func(d Difference) bool { return d.covers(sc.Name, w) })
 		},
@@ -74,15 +70,3 @@ data:
        "details": "%RESPONSE_CODE_DETAILS%", "route": "%ROUTE_NAME%",
        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "cluster": "%UPSTREAM_CLUSTER_RAW%"}
 `
-
-// refusals finds the NACKs of a mesh in the logs of its Envoys: each is written
-// there with its reason.
-func refusals(logs iter.Seq2[string, string]) error {
-	var errs []error
-	for pod, text := range logs {
-		if strings.Contains(text, "rejected: ") {
-			errs = append(errs, fmt.Errorf("NACK of %s: %s", pod, text))
-		}
-	}
-	return errors.Join(errs...)
-}

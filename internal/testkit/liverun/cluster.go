@@ -237,6 +237,9 @@ func (c *cluster) synced(ctx context.Context, pods, proxies int) (uint64, string
 		return 0, fmt.Sprintf("%d of %d proxies are connected", len(status.Proxies), proxies)
 	}
 	for _, p := range status.Proxies {
+		if !strings.HasPrefix(p.Version, c.suite.o.Agent) {
+			return 0, fmt.Sprintf("%s is a %s, not a %s", p.ID, p.Version, c.suite.o.Agent)
+		}
 		for name, t := range p.Types {
 			if t.State == "sent" || t.State == "refused" {
 				return 0, fmt.Sprintf("%s of %s is %s: %s", name, p.ID, t.State, t.Error)

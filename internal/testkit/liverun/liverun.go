@@ -7,8 +7,8 @@
 // scenario.Result.
 //
 // It promises that a scenario is over after Limit and that nothing of it is left:
-// no process and no file; what is left is an error. It does not judge results,
-// scenario.Call.Check does.
+// no process and no file; what is left is an error, and so is a push that a proxy
+// refused. It does not judge results, scenario.Call.Check does.
 package liverun
 
 import (
@@ -17,7 +17,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
 	"os"
 	"os/exec"
@@ -56,8 +55,8 @@ type Options struct {
 	Apart func(sc *scenario.Scenario, w scenario.Want) bool
 	// Settle is how long a mesh rests before the first call; nil means not at all.
 	Settle func(sc *scenario.Scenario) time.Duration
-	// Inspect looks at a mesh before it ends, at what was wrong in its logs.
-	Inspect func(logs iter.Seq2[string, string]) error
+	// Agent begins what every proxy calls itself; a mesh with others is not ready.
+	Agent string
 }
 
 // Suite holds the built programs. It is safe for concurrent use.
@@ -181,10 +180,8 @@ func (s *Suite) Run(ctx context.Context, sc *scenario.Scenario) []error {
 			errs = append(errs, fmt.Errorf("%s: call %d: %w", sc.Name, i+1, err))
 		}
 	}
-	if s.o.Inspect != nil {
-		if err := s.o.Inspect(c.proxyLines()); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", sc.Name, err))
-		}
+	for _, line := range c.refusals() {
+		errs = append(errs, fmt.Errorf("%s: %s", sc.Name, line))
 	}
 	if len(errs) > 0 && os.Getenv("LATEEN_LIVE_LOGS") != "" {
 		errs = append(errs, errors.New(c.allLogs()))

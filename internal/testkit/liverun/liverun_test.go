@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"lateen.dev/lateen/internal/testkit/scenario"
@@ -78,5 +79,21 @@ func TestAlive_knowsWhatIsLeft(t *testing.T) {
 	_ = cmd.Wait() // it was killed
 	if left := alive(mine); left != nil {
 		t.Errorf("%v are left after their end", left)
+	}
+}
+
+// TestRefusals_areHeard: a NACK is found in what the control plane logs.
+func TestRefusals_areHeard(t *testing.T) {
+	c := &cluster{dir: t.TempDir()}
+	if err := os.MkdirAll(filepath.Join(c.data(), "logs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	log := "time=now level=INFO msg=\"proxy connected\" proxy=a\n" +
+		"time=now level=WARN msg=\"proxy refused a push\" part=control proxy=a type=CDS nonce=1 reason=\"Invalid duration\"\n"
+	if err := os.WriteFile(filepath.Join(c.data(), "logs", "control.log"), []byte(log), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.refusals(); len(got) != 1 || !strings.Contains(got[0], "Invalid duration") {
+		t.Errorf("got %q, want the one refusal with its reason", got)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"iter"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -181,12 +180,19 @@ func (c *cluster) served() map[string]map[string]int {
 	return out
 }
 
-// proxyLines are the lines that proxies wrote, by pod.
-func (c *cluster) proxyLines() iter.Seq2[string, string] {
-	return func(yield func(pod, text string) bool) {
-		going := true
-		c.eachLine("istio-proxy.log", func(pod, text string) { going = going && yield(pod, text) })
+// refusals are the NACKs that the control plane heard, as it logged them.
+func (c *cluster) refusals() []string {
+	data, err := os.ReadFile(filepath.Join(c.data(), "logs", "control.log"))
+	if err != nil {
+		return []string{err.Error()}
 	}
+	var out []string
+	for text := range strings.Lines(string(data)) {
+		if strings.Contains(text, `msg="proxy refused a push"`) {
+			out = append(out, strings.TrimSpace(text))
+		}
+	}
+	return out
 }
 
 // eachLine calls fn for each line of each pod's log of that name.
