@@ -117,7 +117,7 @@ func (x *Exchange) matchRoute() {
 	x.setTimeouts(r)
 }
 
-// setTimeouts takes the route's timeouts and what the request asks for.
+// setTimeouts takes the route's timeouts and retries and what the request asks for.
 func (x *Exchange) setTimeouts(r *snapshot.Route) {
 	h := x.head
 	x.timeout = r.Timeout
@@ -137,26 +137,10 @@ func (x *Exchange) setTimeouts(r *snapshot.Route) {
 			x.timeout, x.capped = d, true
 		}
 	}
-	if d, ok := milliseconds(h.Get(message.XEnvoyUpstreamRqTimeoutMs)); ok {
-		x.timeout = d
-	}
-	if d, ok := milliseconds(h.Get(message.XEnvoyUpstreamRqPerTryTimeoutMs)); ok {
-		x.perTry = d
-	}
-	h.Del(message.XEnvoyUpstreamRqTimeoutMs)
-	h.Del(message.XEnvoyUpstreamRqPerTryTimeoutMs)
+	x.override()
 	if x.timeout > 0 && x.perTry >= x.timeout {
 		x.perTry = 0 // the whole timeout comes first
 	}
-}
-
-// milliseconds reads a header of Envoy's that sets a timeout.
-func milliseconds(v []byte) (time.Duration, bool) {
-	if len(v) == 0 || len(v) > 9 {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(string(v), 10, 32)
-	return time.Duration(n) * time.Millisecond, err == nil
 }
 
 // runFilters runs the request filters from where they stand. A filter that has
