@@ -31,37 +31,46 @@ func (f *clientFixture) call(method string) *mt.Receiver {
 	return r
 }
 
+// read are responses in order, with what the request path must see and whether
+// the connection may be used again.
+var read = []struct {
+	name, method, in, want string
+	reusable               bool
+}{
+	{"length", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: y\r\n\r\nhi", "head 200 content-length=2 x=y; data end", true},
+	{"no reason, no space", "GET", "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", true},
+	{"chunked with trailers", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nGrpc-Status: 0\r\n\r\n", "head 200; data; trailers grpc-status=0 end", true},
+	{"100 and 103 first", "GET", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: l\r\n\r\nHTTP/1.1 204 None\r\n\r\n", "info 100; info 103 link=l; head 204 end", true},
+	{"HEAD with a length", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", "head 200 content-length=99 end", true},
+	{"HEAD chunked", "HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "head 200 end", true},
+	{"304 with a length", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n", "head 304 content-length=99 end", true},
+	{"hop-by-hop", "GET", "HTTP/1.1 200 OK\r\nConnection: x-a\r\nX-A: 1\r\nKeep-Alive: 3\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", true},
+	{"close", "GET", "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", false},
+	{"1.0", "GET", "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", false},
+	{"1.0 keep-alive", "GET", "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", true},
+	{"upgrade in a 200 is no tunnel (B011)", "GET", "HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi", "head 200 content-length=2; data end", true},
+	{"bytes behind the response (B013)", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 200 OK\r\n", "head 200 content-length=2; data end", false},
+}
+
 func TestClient_reads(t *testing.T) {
-	for _, c := range []struct {
-		name, method, in, want string
-		reusable               bool
-	}{
-		{"length", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: y\r\n\r\nhi", "head 200 content-length=2 x=y; data end", true},
-		{"no reason, no space", "GET", "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", true},
-		{"chunked with trailers", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nGrpc-Status: 0\r\n\r\n", "head 200; data; trailers grpc-status=0 end", true},
-		{"100 and 103 first", "GET", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: l\r\n\r\nHTTP/1.1 204 None\r\n\r\n", "info 100; info 103 link=l; head 204 end", true},
-		{"HEAD with a length", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", "head 200 content-length=99 end", true},
-		{"HEAD chunked", "HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "head 200 end", true},
-		{"304 with a length", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n", "head 304 content-length=99 end", true},
-		{"hop-by-hop", "GET", "HTTP/1.1 200 OK\r\nConnection: x-a\r\nX-A: 1\r\nKeep-Alive: 3\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", true},
-		{"close", "GET", "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", false},
-		{"1.0", "GET", "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", false},
-		{"1.0 keep-alive", "GET", "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n", "head 200 content-length=0 end", true},
-		{"upgrade in a 200 is no tunnel (B011)", "GET", "HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi", "head 200 content-length=2; data end", true},
-		{"bytes behind the response (B013)", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 200 OK\r\n", "head 200 content-length=2; data end", false},
-	} {
-		for _, step := range []int{len(c.in), 1} {
-			f := newClientFixture()
-			r := f.call(c.method)
-			for part := range slices.Chunk([]byte(c.in), step) {
-				f.t.Feed(part)
-			}
-			if got := strings.Join(r.Log, "; "); got != c.want {
-				t.Errorf("%s in steps of %d:\n got %s\nwant %s", c.name, step, got, c.want)
-			}
-			if got := f.c.Capacity() == 1; got != c.reusable && len(c.in) == step {
-				t.Errorf("%s: reusable %v", c.name, got)
-			}
+	for _, c := range read {
+		checkRead(t, c.name, c.method, c.in, c.want, c.reusable)
+	}
+}
+
+func checkRead(t *testing.T, name, method, in, want string, reusable bool) {
+	t.Helper()
+	for _, step := range []int{len(in), 1} {
+		f := newClientFixture()
+		r := f.call(method)
+		for part := range slices.Chunk([]byte(in), step) {
+			f.t.Feed(part)
+		}
+		if got := strings.Join(r.Log, "; "); got != want {
+			t.Errorf("%s in steps of %d:\n got %s\nwant %s", name, step, got, want)
+		}
+		if got := f.c.Capacity() == 1; got != reusable && len(in) == step {
+			t.Errorf("%s: reusable %v", name, got)
 		}
 	}
 }
@@ -80,46 +89,55 @@ func TestClient_bodyUntilTheEndOfTheConnection(t *testing.T) {
 	}
 }
 
+func answer(lines ...string) string {
+	return "HTTP/1.1 200 OK\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n"
+}
+
+// unreadable are responses that end their connection, with the reason.
+var unreadable = []struct {
+	name, in string
+	want     *Error
+}{
+	{"B001 CL and TE", answer("Content-Length: 3", "Transfer-Encoding: chunked"), errLengthAndTE},
+	{"duplicate CL", answer("Content-Length: 3", "Content-Length: 4"), errLengthTwice},
+	{"B003 TE list", answer("Transfer-Encoding: gzip, chunked"), errTE},
+	{"B002 space before colon", answer("Content-Length : 3"), errName},
+	{"B008 empty name", answer(": 3"), errNameEmpty},
+	{"B023 fold", answer("a: b", " c"), errFold},
+	{"B004 bare LF", "HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", errBareLF},
+	{"TE in 1.0", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", errTE10},
+	{"NUL", answer("a: \x00"), errControl},
+	{"version", "HTTP/1.2 200 OK\r\n\r\n", errVersion},
+	{"HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", errStatusLine},
+	{"something else, no line end", "SSH-2.0-x", errStatusLine},
+	{"two-digit status", "HTTP/1.1 20 OK\r\n\r\n", errStatusLine},
+	{"status 600", "HTTP/1.1 600 X\r\n\r\n", errStatusLine},
+	{"status 099", "HTTP/1.1 099 X\r\n\r\n", errStatusLine},
+	{"control in reason", "HTTP/1.1 200 O\x01K\r\n\r\n", errStatusLine},
+	{"101 nobody asked for", "HTTP/1.1 101 Switching\r\n\r\n", errSwitch},
+	{"endless 1xx", strings.Repeat("HTTP/1.1 103 Early\r\n\r\n", 20), errInformational},
+	{"B072 endless head", "HTTP/1.1 200 OK\r\n" + strings.Repeat("a: b\r\n", 20_000), errHeadLong},
+	{"too many fields", answer(strings.Split(strings.Repeat("a: b\n", 100)+"c: d", "\n")...), errHeaderCount},
+	{"bad chunk", answer("Transfer-Encoding: chunked") + "x\r\n", errChunkSize},
+}
+
 func TestClient_refuses(t *testing.T) {
-	head := func(lines ...string) string {
-		return "HTTP/1.1 200 OK\r\n" + strings.Join(lines, "\r\n") + "\r\n\r\n"
+	for _, c := range unreadable {
+		checkUnreadable(t, c.name, c.in, c.want)
 	}
-	for _, c := range []struct {
-		name, in string
-		want     *Error
-	}{
-		{"B001 CL and TE", head("Content-Length: 3", "Transfer-Encoding: chunked"), errLengthAndTE},
-		{"duplicate CL", head("Content-Length: 3", "Content-Length: 4"), errLengthTwice},
-		{"B003 TE list", head("Transfer-Encoding: gzip, chunked"), errTE},
-		{"B002 space before colon", head("Content-Length : 3"), errName},
-		{"B008 empty name", head(": 3"), errNameEmpty},
-		{"B023 fold", head("a: b", " c"), errFold},
-		{"B004 bare LF", "HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", errBareLF},
-		{"TE in 1.0", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", errTE10},
-		{"NUL", head("a: \x00"), errControl},
-		{"version", "HTTP/1.2 200 OK\r\n\r\n", errVersion},
-		{"HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", errStatusLine},
-		{"something else, no line end", "SSH-2.0-x", errStatusLine},
-		{"two-digit status", "HTTP/1.1 20 OK\r\n\r\n", errStatusLine},
-		{"status 600", "HTTP/1.1 600 X\r\n\r\n", errStatusLine},
-		{"status 099", "HTTP/1.1 099 X\r\n\r\n", errStatusLine},
-		{"control in reason", "HTTP/1.1 200 O\x01K\r\n\r\n", errStatusLine},
-		{"101 nobody asked for", "HTTP/1.1 101 Switching\r\n\r\n", errSwitch},
-		{"endless 1xx", strings.Repeat("HTTP/1.1 103 Early\r\n\r\n", 20), errInformational},
-		{"B072 endless head", "HTTP/1.1 200 OK\r\n" + strings.Repeat("a: b\r\n", 20_000), errHeadLong},
-		{"too many fields", head(strings.Split(strings.Repeat("a: b\n", 100)+"c: d", "\n")...), errHeaderCount},
-		{"bad chunk", head("Transfer-Encoding: chunked") + "x\r\n", errChunkSize},
-	} {
-		f := newClientFixture()
-		r := f.call("GET")
-		f.t.Feed([]byte(c.in))
-		if !r.WasReset || r.Code != message.ResetProtocol || r.Ended || !f.t.Aborted {
-			t.Errorf("%s: saw %v, aborted %v", c.name, r.Log, f.t.Aborted)
-		}
-		f.t.Settle()
-		if f.obs.Err != c.want || f.obs.Code != message.ResetProtocol {
-			t.Errorf("%s: pool heard %v, %v; want %v", c.name, f.obs.Code, f.obs.Err, c.want)
-		}
+}
+
+func checkUnreadable(t *testing.T, name, in string, want *Error) {
+	t.Helper()
+	f := newClientFixture()
+	r := f.call("GET")
+	f.t.Feed([]byte(in))
+	if !r.WasReset || r.Code != message.ResetProtocol || r.Ended || !f.t.Aborted {
+		t.Errorf("%s: saw %v, aborted %v", name, r.Log, f.t.Aborted)
+	}
+	f.t.Settle()
+	if f.obs.Err != want || f.obs.Code != message.ResetProtocol {
+		t.Errorf("%s: pool heard %v, %v; want %v", name, f.obs.Code, f.obs.Err, want)
 	}
 }
 

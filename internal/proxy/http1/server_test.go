@@ -64,14 +64,20 @@ var accepted = []struct{ name, in, want string }{
 
 func TestServer_accepts(t *testing.T) {
 	for _, c := range accepted {
-		for _, step := range []int{len(c.in), 1, 3} {
-			f := newFixture(ServerOptions{AllowConnect: true, AllowUpgrade: true, DefaultHost: "fallback"})
-			for part := range slices.Chunk([]byte(c.in), step) {
-				f.t.Feed(part)
-			}
-			if got := f.logs(); got != c.want {
-				t.Errorf("%s in steps of %d:\n got %s\nwant %s (%v)", c.name, step, got, c.want, f.err)
-			}
+		checkAccepted(t, c.name, c.in, c.want)
+	}
+}
+
+// checkAccepted feeds a request whole and in pieces.
+func checkAccepted(t *testing.T, name, in, want string) {
+	t.Helper()
+	for _, step := range []int{len(in), 1, 3} {
+		f := newFixture(ServerOptions{AllowConnect: true, AllowUpgrade: true, DefaultHost: "fallback"})
+		for part := range slices.Chunk([]byte(in), step) {
+			f.t.Feed(part)
+		}
+		if got := f.logs(); got != want {
+			t.Errorf("%s in steps of %d:\n got %s\nwant %s (%v)", name, step, got, want, f.err)
 		}
 	}
 }
@@ -182,25 +188,30 @@ var refused = []struct {
 
 func TestServer_refuses(t *testing.T) {
 	for _, c := range refused {
-		f := newFixture(ServerOptions{AllowConnect: true})
-		f.t.Feed([]byte(c.in))
-		if f.err != c.want {
-			t.Errorf("%s: refused with %v, want %v; the request path saw %q", c.name, f.err, c.want, f.logs())
-			continue
-		}
-		text := refusalText(c.want.Status)
-		want := fmt.Sprintf("HTTP/1.1 %d %s\r\ncontent-length: %d\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n%s",
-			c.want.Status, text, len(text), text)
-		if got := f.t.TakeString(); got != want {
-			t.Errorf("%s: answered %q", c.name, got)
-		}
-		if !f.t.Ended() || !f.a.Closed {
-			t.Errorf("%s: connection left open", c.name)
-		}
-		for _, x := range f.a.Exchanges { // only bodies may be found bad after the head
-			if !x.WasReset || x.Code != message.ResetProtocol || x.Ended {
-				t.Errorf("%s: the request path saw %v", c.name, x.Log)
-			}
+		checkRefused(t, c.name, c.in, c.want)
+	}
+}
+
+func checkRefused(t *testing.T, name, in string, want *Error) {
+	t.Helper()
+	f := newFixture(ServerOptions{AllowConnect: true})
+	f.t.Feed([]byte(in))
+	if f.err != want {
+		t.Errorf("%s: refused with %v, want %v; the request path saw %q", name, f.err, want, f.logs())
+		return
+	}
+	text := refusalText(want.Status)
+	reply := fmt.Sprintf("HTTP/1.1 %d %s\r\ncontent-length: %d\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n%s",
+		want.Status, text, len(text), text)
+	if got := f.t.TakeString(); got != reply {
+		t.Errorf("%s: answered %q", name, got)
+	}
+	if !f.t.Ended() || !f.a.Closed {
+		t.Errorf("%s: connection left open", name)
+	}
+	for _, x := range f.a.Exchanges { // only bodies may be found bad after the head
+		if !x.WasReset || x.Code != message.ResetProtocol || x.Ended {
+			t.Errorf("%s: the request path saw %v", name, x.Log)
 		}
 	}
 }
