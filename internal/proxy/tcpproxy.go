@@ -33,6 +33,9 @@ func (d *downstream) serveTCP() {
 		return
 	}
 	d.request = &upstream.TCPRequest{Cluster: d.rec.Cluster, OriginalDst: d.transport.Conn().OriginalDst, Done: d.connected}
+	if p.HashSourceIP {
+		d.request.HashSource(d.transport.Conn().Remote.Addr())
+	}
 	d.dialing = true
 	d.w.upstream.DialTCP(d.request)
 }

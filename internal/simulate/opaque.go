@@ -67,6 +67,9 @@ func (x *proxy) join(chain *snapshot.FilterChain, conn *message.Conn, down messa
 	hop.Cluster = w.Cluster
 	r := &relay{down: down}
 	request := &upstream.TCPRequest{Cluster: x.snap.Clusters[w.Cluster], OriginalDst: conn.OriginalDst}
+	if chain.TCP.HashSourceIP {
+		request.HashSource(conn.Remote.Addr())
+	}
 	request.Done = func(t message.Transport, err *upstream.Error) {
 		if err != nil {
 			hop.Flags, hop.Details = []string{"UF", "URX"}, err.Reason

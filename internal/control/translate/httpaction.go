@@ -156,6 +156,25 @@ func (b *builder) hashPolicy(s *mesh.Service, subset string, port uint16) []*rou
 	return nil
 }
 
+func (b *builder) destinationTCPHash(d *networkingpb.Destination, port uint16) []*typepb.HashPolicy {
+	s, ok := b.scope.Service(d.GetHost())
+	if !ok {
+		return nil
+	}
+	return b.tcpHash(s, d.GetSubset(), b.destinationPort(d, port))
+}
+
+// tcpHash is hashPolicy for opaque connections, which have nothing to hash but
+// the caller's address.
+func (b *builder) tcpHash(s *mesh.Service, subset string, port uint16) []*typepb.HashPolicy {
+	for _, p := range b.hashPolicy(s, subset, port) {
+		if p.GetConnectionProperties().GetSourceIp() {
+			return []*typepb.HashPolicy{{PolicySpecifier: &typepb.HashPolicy_SourceIp_{SourceIp: &typepb.HashPolicy_SourceIp{}}}}
+		}
+	}
+	return nil
+}
+
 // retryPolicy translates retries; nil means the mesh's default, and zero
 // attempts mean none. Where requests are hashed to endpoints a retry goes to the
 // same one again, unless told otherwise.

@@ -125,6 +125,7 @@ func (o *outbound) addTCP(l *outboundListener, s *mesh.Service, p mesh.Port, pro
 		return
 	}
 	proxy := o.b.tcpTo(clusterName(p.Number, "", s.Host), sidecarOutbound)
+	proxy.HashPolicy = o.b.tcpHash(s, "", p.Number)
 	if t := mergePolicy(o.b.rule(s), nil, p.Number).GetConnectionPool().GetTcp().GetIdleTimeout(); t != nil {
 		proxy.IdleTimeout = t
 	}
@@ -231,7 +232,9 @@ func (o *outbound) l4Chain(v *mesh.VirtualService, routes []*networkingpb.RouteD
 // tcpRoute makes a TCP proxy over one or several weighted destinations.
 func (b *builder) tcpRoute(v *mesh.VirtualService, routes []*networkingpb.RouteDestination, port uint16, s side) *tcppb.TcpProxy {
 	if len(routes) == 1 {
-		return b.tcpTo(b.destinationCluster(routes[0].GetDestination(), port), s)
+		p := b.tcpTo(b.destinationCluster(routes[0].GetDestination(), port), s)
+		p.HashPolicy = b.destinationTCPHash(routes[0].GetDestination(), port)
+		return p
 	}
 	p := &tcppb.TcpProxy{StatPrefix: v.Name + "." + v.Namespace, AccessLog: b.accessLogs(s)}
 	w := &tcppb.TcpProxy_WeightedCluster{}
@@ -243,6 +246,10 @@ func (b *builder) tcpRoute(v *mesh.VirtualService, routes []*networkingpb.RouteD
 		}
 	}
 	p.ClusterSpecifier = &tcppb.TcpProxy_WeightedClusters{WeightedClusters: w}
+	if len(routes) > 0 {
+		// One policy for all destinations: the first decides, as in Istio.
+		p.HashPolicy = b.destinationTCPHash(routes[0].GetDestination(), port)
+	}
 	return p
 }
 

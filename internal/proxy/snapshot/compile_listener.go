@@ -336,6 +336,12 @@ func (c *compiler) tcpProxy(m *tcppb.TcpProxy, from Origin) (*TCPProxy, error) {
 	if total == 0 || total > maxWeight {
 		return nil, fmt.Errorf("cluster is missing or weights sum to %d", total)
 	}
+	for i, h := range m.GetHashPolicy() {
+		if h.GetSourceIp() == nil {
+			return nil, fmt.Errorf("hash_policy[%d]: policy is not supported", i)
+		}
+		t.HashSourceIP = true
+	}
 	t.AccessLogs = c.accessLogs(m.GetAccessLog(), from)
 	err := firstError(
 		into(&t.IdleTimeout, m.GetIdleTimeout(), "idle_timeout"),

@@ -141,8 +141,11 @@ type TCPProxy struct {
 	Clusters   []WeightedCluster
 	// IdleTimeout ends a connection without traffic; 0 means never.
 	IdleTimeout, MaxConnectionDuration time.Duration
-	AccessLogs                         []*AccessLog
-	Origin                             Origin
+	// HashSourceIP chooses the endpoint by the client's address where the
+	// cluster balances consistently.
+	HashSourceIP bool
+	AccessLogs   []*AccessLog
+	Origin       Origin
 }
 
 // HTTPManager is an HTTP connection manager: codec options, filters and routes.

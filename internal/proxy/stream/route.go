@@ -277,8 +277,7 @@ func (x *Exchange) hashPart(p *snapshot.HashPolicy) (uint64, bool) {
 		}
 		return upstream.Hash(0, v), v != nil
 	case p.SourceIP:
-		b := x.remote.As16()
-		return upstream.Hash(0, b[:]), x.remote.IsValid()
+		return upstream.HashAddr(x.remote), x.remote.IsValid()
 	case p.Query != "":
 		v, ok := queryParameter(h.Query(), p.Query)
 		return upstream.Hash(0, v), ok

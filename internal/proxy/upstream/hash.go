@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"sort"
 	"strconv"
@@ -16,6 +17,13 @@ func Hash(seed uint64, data []byte) uint64 {
 		h = (h ^ uint64(b)) * 1099511628211
 	}
 	return mix(h)
+}
+
+// HashAddr is the hash of a client's address, the same for both forms of an
+// IPv4 address.
+func HashAddr(a netip.Addr) uint64 {
+	b := a.As16()
+	return Hash(0, b[:])
 }
 
 // mix is the finalizer of splitmix64: every input bit reaches every output bit.

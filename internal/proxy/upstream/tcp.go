@@ -28,6 +28,9 @@ type TCPRequest struct {
 	state   requestState
 }
 
+// HashSource chooses the endpoint of consistent balancing by the client's address.
+func (r *TCPRequest) HashSource(a netip.Addr) { r.Hash, r.Hashed = HashAddr(a), a.IsValid() }
+
 // DialTCP opens a connection. A connection counts against the cluster's
 // connection limit until Release.
 func (m *Manager) DialTCP(r *TCPRequest) {
