@@ -65,7 +65,9 @@ func run(args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	return agent.Run(ctx, b, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: agent.Level(b)})))
+	level := &slog.LevelVar{}
+	level.Set(agent.Level(b))
+	return agent.Run(ctx, b, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), level)
 }
 
 // startProfile samples where CPU time goes until stop is called.

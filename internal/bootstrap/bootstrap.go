@@ -95,6 +95,9 @@ type Bootstrap struct {
 	// Ports replaces the well-known ports of the proxy's own servers; nil keeps
 	// them. A port of -1 switches that server off.
 	Ports *Ports `json:"ports,omitempty"`
+	// AppProbes are the probes of the application by "CONTAINER/livez", "readyz"
+	// or "startupz".
+	AppProbes map[string]AppProbe `json:"appProbes,omitempty"`
 	// LogLevel is debug, info, warn or error; empty means info.
 	LogLevel string `json:"logLevel,omitempty"`
 }
@@ -105,6 +108,20 @@ type Ports struct {
 	Ready      int `json:"ready,omitempty"`
 	Prometheus int `json:"prometheus,omitempty"`
 	DNS        int `json:"dns,omitempty"`
+	Status     int `json:"status,omitempty"`
+}
+
+// AppProbe is a probe of the application that the proxy makes for others, by the
+// path /app-health/CONTAINER/KIND on the status port.
+type AppProbe struct {
+	// Port is the application's. Path is empty for a probe that only connects.
+	Port int    `json:"port"`
+	Path string `json:"path,omitempty"`
+	TLS  bool   `json:"tls,omitempty"`
+	Host string `json:"host,omitempty"`
+	// Headers are sent besides; TimeoutSeconds 0 means 1.
+	Headers        map[string]string `json:"headers,omitempty"`
+	TimeoutSeconds int               `json:"timeoutSeconds,omitempty"`
 }
 
 // Node is the xDS node (envoy.config.core.v3.Node). Metadata uses Istio's keys

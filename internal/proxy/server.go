@@ -259,6 +259,29 @@ func (s *Server) Endpoints() []upstream.Status {
 	return all
 }
 
+// ClusterStats are the statistics of the clusters that carried something, by
+// name, over all loops.
+func (s *Server) ClusterStats() map[string]*upstream.Stats {
+	var mu sync.Mutex
+	all := map[string]*upstream.Stats{}
+	s.onAll(func(w *worker) {
+		part := w.upstream.ClusterStats()
+		mu.Lock()
+		defer mu.Unlock()
+		for name, c := range part {
+			if have := all[name]; have != nil {
+				have.Add(c)
+			} else {
+				all[name] = c
+			}
+		}
+	})
+	return all
+}
+
+// ResetStats sets all counters of clusters to zero.
+func (s *Server) ResetStats() { s.onAll(func(w *worker) { w.upstream.ResetStats() }) }
+
 // Loops are the event loops, for statistics.
 func (s *Server) Loops() []*loop.Loop {
 	var all []*loop.Loop

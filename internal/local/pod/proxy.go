@@ -249,7 +249,7 @@ func (x *proxy) bootstrap(svidFD, tokenFD, firstListener int) ([]byte, error) {
 			TrustDomain: x.roots.TrustDomain, Namespace: m.Namespace,
 			ServiceAccount: p.cfg.Manifest.Spec.ServiceAccount(), SVIDFD: svidFD,
 		},
-		LogLevel: p.env.LogLevel, StateDir: x.stateDir(),
+		LogLevel: p.env.LogLevel, StateDir: x.stateDir(), AppProbes: appProbes(p.cfg.Manifest.Spec.Containers),
 	}
 	if x.roots.Token != "" {
 		b.Identity.TokenFD = tokenFD
@@ -268,6 +268,42 @@ func (x *proxy) bootstrap(svidFD, tokenFD, firstListener int) ([]byte, error) {
 	}
 	b.Node = x.node()
 	return json.Marshal(b)
+}
+
+// appProbes are the probes of the containers that the proxy can make for others,
+// by Istio's names; exec probes are the node's own business.
+func appProbes(containers []manifest.Container) map[string]bootstrap.AppProbe {
+	out := map[string]bootstrap.AppProbe{}
+	for i := range containers {
+		c := &containers[i]
+		for kind, p := range map[string]*manifest.Probe{"livez": c.LivenessProbe, "readyz": c.ReadinessProbe, "startupz": c.StartupProbe} {
+			if p == nil {
+				continue
+			}
+			a := bootstrap.AppProbe{TimeoutSeconds: p.TimeoutSeconds}
+			switch {
+			case p.HTTPGet != nil && p.HTTPGet.Host == "":
+				a.Port, a.Path = p.HTTPGet.Port.Port(containers), "/"+strings.TrimPrefix(p.HTTPGet.Path, "/")
+				a.TLS = strings.EqualFold(p.HTTPGet.Scheme, "https")
+				for _, h := range p.HTTPGet.HTTPHeaders {
+					if strings.EqualFold(h.Name, "host") {
+						a.Host = h.Value
+						continue
+					}
+					if a.Headers == nil {
+						a.Headers = map[string]string{}
+					}
+					a.Headers[h.Name] = h.Value
+				}
+			case p.TCPSocket != nil && p.TCPSocket.Host == "":
+				a.Port = p.TCPSocket.Port.Port(containers)
+			}
+			if a.Port > 0 && a.Port < 1<<16 {
+				out[c.Name+"/"+kind] = a
+			}
+		}
+	}
+	return out
 }
 
 // stateDir is where the proxy keeps its last good configuration; it goes with

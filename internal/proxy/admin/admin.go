@@ -1,6 +1,6 @@
 // Package admin serves Envoy's admin interface for tools that were written for
-// Envoy (istioctl, dashboards, probes): port 15000 on loopback, readiness on
-// 15021 and Prometheus on 15090. It runs on ordinary goroutines and reads what
+// Envoy (istioctl, dashboards, probes): port 15000 on loopback, status on 15020,
+// readiness on 15021 and Prometheus on 15090. It runs on ordinary goroutines and reads what
 // it shows through the functions in Options; it never touches a loop, an xDS
 // type or a private key.
 //
@@ -174,6 +174,19 @@ func Readiness(ready func() error) http.Handler {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		}
 	})
+	return m
+}
+
+// Status serves port 15020, Istio's agent: readiness, metrics and, where
+// appHealth is given, the application's probes, which the kubelet cannot make
+// itself where mTLS is STRICT. Nothing here changes anything.
+func Status(o Options, ready func() error, appHealth http.Handler) http.Handler {
+	m := http.NewServeMux()
+	m.Handle("/healthz/ready", Readiness(ready))
+	m.HandleFunc("/stats/prometheus", (&server{o}).prometheus)
+	if appHealth != nil {
+		m.Handle("/app-health/", appHealth)
+	}
 	return m
 }
 

@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"regexp"
@@ -76,21 +77,38 @@ func (s *server) prometheus(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	last := ""
-	for _, v := range s.values() {
-		name, labels := promName(v.Name)
-		if name != last {
-			kind := "counter"
-			if v.Gauge {
-				kind = "gauge"
-			}
-			fmt.Fprintf(&b, "# TYPE %s %s\n", name, kind)
-			last = name
-		}
-		fmt.Fprintf(&b, "%s%s %d\n", name, labels, v.Value)
-	}
+	s.prometheusStats(&b)
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	w.Write(b.Bytes())
+}
+
+// prometheusStats writes statistics family by family: the format wants all
+// samples of a name together.
+func (s *server) prometheusStats(b *bytes.Buffer) {
+	type family struct {
+		kind    string
+		samples []string
+	}
+	families := map[string]*family{}
+	for _, v := range s.values() {
+		name, labels := promName(v.Name)
+		f := families[name]
+		if f == nil {
+			f = &family{kind: "counter"}
+			if v.Gauge {
+				f.kind = "gauge"
+			}
+			families[name] = f
+		}
+		f.samples = append(f.samples, fmt.Sprintf("%s%s %d\n", name, labels, v.Value))
+	}
+	for _, name := range slices.Sorted(maps.Keys(families)) {
+		f := families[name]
+		fmt.Fprintf(b, "# TYPE %s %s\n", name, f.kind)
+		for _, line := range f.samples {
+			b.WriteString(line)
+		}
+	}
 }
 
 // promName turns a dotted name into a metric name; a cluster's name, which may
@@ -100,11 +118,29 @@ func promName(name string) (metric, labels string) {
 		// The statistic follows the last dot that a known one can start at.
 		for _, stat := range []string{".upstream_", ".membership_", ".outlier_detection.", ".circuit_breakers.", ".lb_", ".ssl."} {
 			if i := strings.LastIndex(rest, stat); i > 0 {
-				return "envoy_cluster_" + sanitize(rest[i+1:]), `{cluster_name="` + strings.TrimSuffix(escape(rest[:i]), ";") + `"}`
+				label := `cluster_name="` + strings.TrimSuffix(escape(rest[:i]), ";") + `"`
+				stat, code := codeLabel(rest[i+1:])
+				return "envoy_cluster_" + sanitize(stat), "{" + code + label + "}"
 			}
 		}
 	}
 	return "envoy_" + sanitize(name), ""
+}
+
+// codeLabel makes a label of a status at the end of a statistic, as Istio's tag
+// extraction does: upstream_rq_503, upstream_rq_5xx.
+func codeLabel(stat string) (name, label string) {
+	rest, ok := strings.CutPrefix(stat, "upstream_rq_")
+	if !ok || len(rest) != 3 || rest[0] < '1' || rest[0] > '5' {
+		return stat, ""
+	}
+	if rest[1:] == "xx" {
+		return "upstream_rq", `response_code_class="` + rest + `",`
+	}
+	if _, err := strconv.Atoi(rest); err == nil {
+		return "upstream_rq", `response_code="` + rest + `",`
+	}
+	return stat, ""
 }
 
 func sanitize(name string) string {

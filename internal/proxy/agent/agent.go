@@ -42,16 +42,23 @@ type Agent struct {
 	exporter *record.Exporter
 	records  *record.Set
 	draining atomic.Bool
+	// failed is set by /healthcheck/fail; quit ends the process in order.
+	failed atomic.Bool
+	quit   func()
+	level  *slog.LevelVar
 
 	config config
 	names  names
 }
 
 // Run runs a proxy until ctx ends, then drains it. It returns an error when the
-// proxy cannot start, or cannot go on because its identity ran out.
-func Run(ctx context.Context, b *bootstrap.Bootstrap, log *slog.Logger) error {
+// proxy cannot start, or cannot go on because its identity ran out. level, which may be nil,
+// is the one that log goes by; the admin interface changes it.
+func Run(ctx context.Context, b *bootstrap.Bootstrap, log *slog.Logger, level *slog.LevelVar) error {
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
 	limitRuntime(b)
-	a := &Agent{boot: b, log: log, started: time.Now(), sockets: newSockets(b)}
+	a := &Agent{boot: b, log: log, started: time.Now(), sockets: newSockets(b), quit: quit, level: level}
 	if err := a.assemble(); err != nil {
 		return fmt.Errorf("start proxy %s: %w", b.Node.ID, err)
 	}
@@ -218,6 +225,7 @@ func (a *Agent) drain() {
 
 var (
 	errDraining = errors.New("draining")
+	errFailed   = errors.New("failed by /healthcheck/fail")
 	errStarting = errors.New("no certificate yet")
 )
 
@@ -226,6 +234,8 @@ func (a *Agent) ready() error {
 	switch {
 	case a.draining.Load():
 		return errDraining
+	case a.failed.Load():
+		return errFailed
 	case !a.secrets.Has(secret.Default):
 		return errStarting
 	}

@@ -125,14 +125,14 @@ func get(url string, status int, body string) func() error {
 
 // running is one agent.
 type running struct {
-	ready string
-	stop  context.CancelFunc
-	done  chan error
+	ready, admin, status string
+	stop                 context.CancelFunc
+	done                 chan error
 }
 
 func launch(t testing.TB, p *plane, dir string, svid *os.File, token string) *running {
 	t.Helper()
-	ready, adm := freePort(t), freePort(t)
+	ready, adm, status := freePort(t), freePort(t), freePort(t)
 	file := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
 		t.Fatal(err)
@@ -147,12 +147,13 @@ func launch(t testing.TB, p *plane, dir string, svid *os.File, token string) *ru
 		Control:  bootstrap.Control{Address: p.address, RootsPEM: p.ca.pem},
 		Identity: bootstrap.Identity{TrustDomain: "cluster.local", Namespace: "default", ServiceAccount: "web", TokenFile: file, SVIDFD: fd},
 		StateDir: dir, Concurrency: 1, DrainSeconds: 1,
-		Ports: &bootstrap.Ports{Admin: int(adm.Port()), Ready: int(ready.Port()), Prometheus: -1, DNS: -1},
+		Ports:     &bootstrap.Ports{Admin: int(adm.Port()), Ready: int(ready.Port()), Prometheus: -1, DNS: -1, Status: int(status.Port())},
+		AppProbes: p.probes,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{ready: fmt.Sprintf("http://%v/healthz/ready", ready), stop: cancel, done: make(chan error, 1)}
+	r := &running{ready: fmt.Sprintf("http://%v/healthz/ready", ready), admin: "http://" + adm.String(), status: "http://" + status.String(), stop: cancel, done: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	go func() { r.done <- Run(ctx, b, log) }()
+	go func() { r.done <- Run(ctx, b, log, &slog.LevelVar{}) }()
 	t.Cleanup(func() {
 		cancel()
 		<-r.done

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 
+	"lateen.dev/lateen/internal/bootstrap"
 	"lateen.dev/lateen/internal/xdspb/istioca"
 )
 
@@ -70,6 +71,7 @@ func (a *authority) issue(pub crypto.PublicKey, id string) ([]byte, error) {
 // plane is a control plane: go-control-plane's server, and an authority that
 // takes the token "good" once.
 type plane struct {
+	probes  map[string]bootstrap.AppProbe
 	ca      *authority
 	cache   cache.SnapshotCache
 	address string

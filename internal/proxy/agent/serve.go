@@ -7,17 +7,21 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"lateen.dev/lateen/internal/bootstrap"
 	"lateen.dev/lateen/internal/dns"
 	"lateen.dev/lateen/internal/proxy/admin"
 	"lateen.dev/lateen/internal/proxy/secret"
+	"lateen.dev/lateen/internal/proxy/upstream"
 	"lateen.dev/lateen/internal/version"
 	"lateen.dev/lateen/internal/xdspb/nds"
 )
@@ -60,6 +64,12 @@ func (a *Agent) serve(ctx context.Context, wg *sync.WaitGroup) error {
 		p = *a.boot.Ports
 	}
 	o := a.adminOptions()
+	scraped := o
+	scraped.Stats = a.serverStats // a cluster's are on the admin port: too many to scrape by default
+	if err := a.serveOwner(ctx, wg, o); err != nil {
+		return err
+	}
+	o.ReadOnly = true
 	for _, s := range []struct {
 		what       string
 		host       string
@@ -68,7 +78,8 @@ func (a *Agent) serve(ctx context.Context, wg *sync.WaitGroup) error {
 	}{
 		{"admin", "127.0.0.1", p.Admin, bootstrap.AdminPort, admin.Handler(o)},
 		{"readiness", "", p.Ready, bootstrap.ReadyPort, admin.Readiness(a.ready)},
-		{"metrics", "", p.Prometheus, bootstrap.PrometheusPort, admin.Prometheus(o)},
+		{"status", "", p.Status, bootstrap.StatusPort, admin.Status(scraped, a.ready, newAppHealth(a.boot))},
+		{"metrics", "", p.Prometheus, bootstrap.PrometheusPort, admin.Prometheus(scraped)},
 	} {
 		if s.port < 0 {
 			continue
@@ -77,18 +88,50 @@ func (a *Agent) serve(ctx context.Context, wg *sync.WaitGroup) error {
 		if err != nil {
 			return fmt.Errorf("open the %s port: %w", s.what, err)
 		}
-		srv := admin.Serve(s.handler)
-		wg.Go(func() {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				a.log.Error("a port of the proxy itself failed", "port", s.what, "error", err)
-			}
-		})
-		context.AfterFunc(ctx, func() { srv.Close() })
+		a.answer(ctx, wg, l, s.handler, s.what)
 	}
 	if a.boot.Role != bootstrap.Sidecar || p.DNS < 0 {
 		return nil
 	}
 	return a.serveNames(ctx, wg, cmp.Or(p.DNS, bootstrap.DNSPort))
+}
+
+func (a *Agent) answer(ctx context.Context, wg *sync.WaitGroup, l net.Listener, h http.Handler, what string) {
+	srv := admin.Serve(h)
+	wg.Go(func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			a.log.Error("a port of the proxy itself failed", "port", what, "error", err)
+		}
+	})
+	context.AfterFunc(ctx, func() { srv.Close() })
+}
+
+// serveOwner opens the admin interface with the calls that change something on
+// a unix socket in the state directory, which the application cannot see. Its
+// path goes by the directory's descriptor: socket addresses are short.
+func (a *Agent) serveOwner(ctx context.Context, wg *sync.WaitGroup, o admin.Options) error {
+	if a.boot.StateDir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(a.boot.StateDir, 0o700); err != nil {
+		return fmt.Errorf("open the admin socket: %w", err)
+	}
+	dir, err := os.Open(a.boot.StateDir)
+	if err != nil {
+		return fmt.Errorf("open the admin socket: %w", err)
+	}
+	context.AfterFunc(ctx, func() { dir.Close() })
+	path := fmt.Sprintf("/proc/self/fd/%d/admin.sock", dir.Fd())
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("open the admin socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("open the admin socket: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // the descriptor may be gone by then
+	a.answer(ctx, wg, l, admin.Handler(o), "admin socket")
+	return nil
 }
 
 // serveNames answers DNS on both loopback addresses. A pod without IPv6 has no
@@ -127,16 +170,67 @@ func (a *Agent) serveNames(ctx context.Context, wg *sync.WaitGroup, port int) er
 func (a *Agent) adminOptions() admin.Options {
 	shown := *a.boot
 	return admin.Options{
-		Version: version.Version, NodeID: a.boot.Node.ID, Started: a.started, Bootstrap: &shown, ReadOnly: true,
+		Version: version.Version, NodeID: a.boot.Node.ID, Started: a.started, Bootstrap: &shown, Level: a.level,
 		State: a.state, Resources: a.resources, Clusters: a.clusters, Listeners: a.listeners,
 		Certificates: a.certificates, Prometheus: a.records.WritePrometheus,
-		Stats: func() []admin.Stat {
-			return []admin.Stat{
-				{Name: "server.live", Value: 1, Gauge: true},
-				{Name: "server.total_connections", Value: uint64(a.server.Connections()), Gauge: true},
-			}
+		Stats: func() []admin.Stat { return append(a.serverStats(), a.clusterStats()...) },
+		DrainListeners: func(bool, bool) {
+			a.draining.Store(true)
+			go a.server.Drain(context.Background()) //nolint:errcheck // it ends when no connection is left
 		},
+		Quit: a.quit, ResetCounters: a.server.ResetStats,
+		FailHealth: func(fail bool) { a.failed.Store(fail) },
 	}
+}
+
+// serverStats are the few statistics of the process that Istio's proxies keep by
+// default.
+func (a *Agent) serverStats() []admin.Stat {
+	out := []admin.Stat{
+		{Name: "server.total_connections", Value: uint64(a.server.Connections()), Gauge: true},
+		{Name: "server.uptime", Value: uint64(time.Since(a.started).Seconds()), Gauge: true},
+		{Name: "server.concurrency", Value: uint64(len(a.server.Loops())), Gauge: true},
+	}
+	if c, err := a.secrets.Certificate(); err == nil && c.Leaf != nil {
+		left := max(0, time.Until(c.Leaf.NotAfter))
+		out = append(out, admin.Stat{Name: "server.days_until_first_cert_expiring", Value: uint64(left.Hours() / 24), Gauge: true})
+	}
+	if s := a.config.snapshotNow(); s != nil {
+		out = append(
+			out,
+			admin.Stat{Name: "cluster_manager.active_clusters", Value: uint64(len(s.Clusters)), Gauge: true},
+			admin.Stat{Name: "listener_manager.total_listeners_active", Value: uint64(len(s.Listeners)), Gauge: true},
+		)
+	}
+	return out
+}
+
+// clusterStats are the statistics of every cluster; one that nobody used yet has
+// zeros, as in Envoy.
+func (a *Agent) clusterStats() []admin.Stat {
+	s := a.config.snapshotNow()
+	if s == nil {
+		return nil
+	}
+	living := a.server.ClusterStats()
+	var out []admin.Stat
+	for name, c := range s.Clusters {
+		prefix := "cluster." + name + "."
+		stats := living[name]
+		if stats == nil {
+			stats = &upstream.Stats{}
+			stats.Counts[upstream.MembershipTotal] = uint64(len(c.Endpoints))
+			stats.Counts[upstream.MembershipHealthy] = uint64(len(c.Endpoints))
+		}
+		for i, v := range stats.Counts {
+			stat := upstream.Stat(i)
+			out = append(out, admin.Stat{Name: prefix + stat.String(), Value: v, Gauge: stat.Gauge()})
+		}
+		for _, code := range stats.Statuses {
+			out = append(out, admin.Stat{Name: prefix + "upstream_rq_" + strconv.Itoa(code.Status), Value: code.Count})
+		}
+	}
+	return out
 }
 
 func (a *Agent) state() admin.State {
@@ -197,6 +291,12 @@ func (a *Agent) clusters() []admin.Cluster {
 		e.Healthy = e.Healthy && !st.Ejected
 		e.ConnectionsActive += uint64(st.Connections)
 		e.RequestsActive += uint64(st.Active)
+		e.ConnectionsTotal += st.CxTotal
+		e.ConnectFails += st.CxConnectFail
+		e.RequestsTotal += st.RqTotal
+		e.RequestsSuccess += st.RqSuccess
+		e.RequestsError += st.RqError
+		e.RequestsTimeout += st.RqTimeout
 	}
 	var out []admin.Cluster
 	for name, c := range s.Clusters {

@@ -22,20 +22,21 @@ func (q *quiet) Open(r *upstream.Request) {
 	q.in = r.Receiver
 	r.Waiter.OnOpen(q, false)
 }
-func (q *quiet) Cancel(*upstream.Request)                   {}
-func (q *quiet) Finish(*upstream.Request, upstream.Outcome) { q.done++ }
-func (q *quiet) RetryStart(*snapshot.Cluster) bool          { return true }
-func (q *quiet) RetryDone(*snapshot.Cluster)                {}
-func (q *quiet) Done(*record.Record)                        {}
-func (q *quiet) SendHead(*message.Head, bool)               {}
-func (q *quiet) SendInformational(*message.Head)            {}
-func (q *quiet) SendData([]byte, bool)                      {}
-func (q *quiet) SendTrailers(*message.Head)                 {}
-func (q *quiet) Reset(message.ResetCode)                    {}
-func (q *quiet) Pause(bool)                                 {}
-func (q *quiet) Buffered() int                              { return 0 }
-func (q *quiet) OverHigh() bool                             { return false }
-func (q *quiet) Conn() *message.Conn                        { return &q.conn }
+func (q *quiet) Cancel(*upstream.Request)                      {}
+func (q *quiet) Finish(*upstream.Request, upstream.Outcome)    { q.done++ }
+func (q *quiet) RetryStart(*snapshot.Cluster) bool             { return true }
+func (q *quiet) RetryDone(*snapshot.Cluster)                   {}
+func (q *quiet) Completed(*upstream.Request, upstream.Summary) {}
+func (q *quiet) Done(*record.Record)                           {}
+func (q *quiet) SendHead(*message.Head, bool)                  {}
+func (q *quiet) SendInformational(*message.Head)               {}
+func (q *quiet) SendData([]byte, bool)                         {}
+func (q *quiet) SendTrailers(*message.Head)                    {}
+func (q *quiet) Reset(message.ResetCode)                       {}
+func (q *quiet) Pause(bool)                                    {}
+func (q *quiet) Buffered() int                                 { return 0 }
+func (q *quiet) OverHigh() bool                                { return false }
+func (q *quiet) Conn() *message.Conn                           { return &q.conn }
 
 func TestExchange_steadyRequestAllocatesNothing(t *testing.T) {
 	b := newBed(t, route(func(r *snapshot.Route) {

@@ -145,11 +145,12 @@ func (d *fakeDown) Conn() *message.Conn                { return &d.conn }
 type fakeUpstream struct {
 	b *bed
 	// script decides per request; nil answers 200 "ok".
-	script   func(n int, u *fakeUp)
-	all      []*fakeUp
-	retries  int
-	inRetry  int
-	finished []upstream.Outcome
+	script    func(n int, u *fakeUp)
+	all       []*fakeUp
+	retries   int
+	inRetry   int
+	finished  []upstream.Outcome
+	summaries []upstream.Summary
 }
 
 // fakeUp is one upstream exchange.
@@ -211,6 +212,10 @@ func (f *fakeUpstream) RetryStart(*snapshot.Cluster) bool {
 	}
 	f.inRetry++
 	return true
+}
+
+func (f *fakeUpstream) Completed(_ *upstream.Request, s upstream.Summary) {
+	f.summaries = append(f.summaries, s)
 }
 func (f *fakeUpstream) RetryDone(*snapshot.Cluster) { f.inRetry-- }
 

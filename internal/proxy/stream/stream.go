@@ -34,6 +34,7 @@ type Upstream interface {
 	Finish(r *upstream.Request, o upstream.Outcome)
 	RetryStart(c *snapshot.Cluster) bool
 	RetryDone(c *snapshot.Cluster)
+	Completed(r *upstream.Request, s upstream.Summary)
 }
 
 // Recorder takes the record of an exchange; it may keep nothing of it.
@@ -339,8 +340,30 @@ func (x *Exchange) finish() {
 	if x.head != nil {
 		x.rec.Request = x.head
 	}
+	x.count()
 	x.env.Recorder.Done(&x.rec)
 	x.recycle()
+}
+
+// count tells the cluster's statistics how the exchange ended. The first
+// attempt's request knows the cluster as well as any other.
+func (x *Exchange) count() {
+	n := len(x.rec.Attempts)
+	if n == 0 {
+		return
+	}
+	s := upstream.Summary{Status: x.rec.Status, Retries: n - 1, RetryLimit: x.rec.Flags&record.FlagURX != 0}
+	if x.rec.Flags&record.FlagUT != 0 {
+		s.Timeout = x.rec.Details == "response_timeout"
+	}
+	if n > 1 || x.rec.Flags&record.FlagUT != 0 {
+		for i := range x.rec.Attempts {
+			if x.rec.Attempts[i].Details == "upstream_per_try_timeout" {
+				s.PerTryTimeouts++
+			}
+		}
+	}
+	x.env.Upstream.Completed(&x.first.req, s)
 }
 
 func (x *Exchange) stopTimers() {

@@ -25,6 +25,7 @@ type cluster struct {
 	// dynamic are the endpoints of an ORIGINAL_DST cluster, by address.
 	dynamic map[netip.AddrPort]*host
 	balancer
+	stats Stats
 
 	outlierTimer clock.Timer
 	dns          *dnsState
@@ -42,7 +43,10 @@ type host struct {
 	active int
 	weight uint32
 	// credit is the state of smooth weighted round robin.
-	credit  int64
+	credit int64
+	counts hostCounts
+	// tcp counts connections given to TCPRequests, open or on the way.
+	tcp     int
 	pools   []*pool
 	removed bool
 }
@@ -114,6 +118,7 @@ func (c *cluster) setHosts(eps []*snapshot.Endpoint) {
 		known[h.addr] = h
 	}
 	next := make([]*host, 0, len(eps))
+	before := len(known)
 	for _, ep := range eps {
 		if !ep.Addr.IsValid() {
 			continue
@@ -121,10 +126,14 @@ func (c *cluster) setHosts(eps []*snapshot.Endpoint) {
 		h := known[ep.Addr]
 		if h == nil {
 			h = &host{cluster: c, addr: ep.Addr}
+			before = -1 // a new one
 		}
 		delete(known, ep.Addr)
 		h.setEndpoint(ep)
 		next = append(next, h)
+	}
+	if before < 0 || len(known) > 0 {
+		c.stats.Counts[MembershipChange]++
 	}
 	c.hosts = next
 	c.shared.watch(c.config, next)
@@ -358,13 +367,19 @@ type Status struct {
 	Ejected     bool
 	Active      int
 	Connections int
+	// Totals of this loop.
+	CxTotal, CxConnectFail                 uint64
+	RqTotal, RqSuccess, RqError, RqTimeout uint64
 }
 
 // Dump lists all living endpoints of this loop, by cluster and address.
 func (m *Manager) Dump() []Status {
 	var out []Status
 	add := func(c *cluster, h *host) {
-		s := Status{Cluster: c.config.Name, Address: h.addr, Endpoint: h.endpoint, Active: h.active}
+		s := Status{Cluster: c.config.Name, Address: h.addr, Endpoint: h.endpoint, Active: max(0, h.active-h.tcp), Connections: h.tcp}
+		n := &h.counts
+		s.CxTotal, s.CxConnectFail = n.CxTotal, n.CxConnectFail
+		s.RqTotal, s.RqSuccess, s.RqError, s.RqTimeout = n.RqTotal, n.RqSuccess, n.RqError, n.RqTimeout
 		s.Ejected = h.flags != nil && h.flags.ejected.Load()
 		for _, p := range h.pools {
 			s.Connections += p.connections

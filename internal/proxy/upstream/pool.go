@@ -113,10 +113,13 @@ func (p *pool) open(r *Request) {
 		r.Waiter.OnUnavailable(&Error{NoHost: true, Reason: "proxy is shutting down"})
 		return
 	}
+	stats := &p.host.cluster.stats.Counts
 	if !shared.pendingStart() {
+		stats[RqPendingOverflow]++
 		p.overflow(r, "too many pending requests")
 		return
 	}
+	stats[RqPendingTotal]++
 	p.host.active++
 	r.state = requestWaiting
 	p.waiting.push(r)
@@ -185,9 +188,12 @@ func (p *pool) attach(c *conn, r *Request) {
 		if c.trunk {
 			p.logicalDone()
 		}
+		p.host.cluster.stats.Counts[RqPendingOverflow]++
 		p.overflow(r, "too many requests")
 		return
 	}
+	p.host.counts.RqTotal++
+	p.host.cluster.stats.Counts[RqTotal]++
 	fresh := c.codec.Used() == 0
 	r.state, r.conn = requestOpen, c
 	s := c.codec.Open(r.Receiver)
@@ -234,9 +240,11 @@ func (p *pool) wanted() int {
 func (p *pool) dialMore() {
 	for !p.draining && p.dialing < p.wanted() {
 		if !p.host.cluster.shared.connectionStart(p.connections+p.dialing == 0) {
+			p.host.cluster.stats.Counts[CxOverflow]++
 			return
 		}
 		p.dialing++
+		p.host.connecting()
 		d := &dial{pool: p}
 		p.dials = append(p.dials, d)
 		c := &conn{pool: p}
@@ -259,11 +267,14 @@ func (d *dial) done(c *conn, cc message.ClientConn, err *Error) {
 	d.over = true
 	p.forgetDial(d)
 	if err != nil {
+		p.host.connectFailed(err)
 		p.host.cluster.shared.connectionDone()
 		p.host.cluster.observe(p.host, failure(err))
 		p.dialFailed(err)
 		return
 	}
+	p.host.connected()
+	p.host.speaks(cc.Conn().Protocol)
 	p.all = append(p.all, c)
 	c.codec = cc
 	c.trunk = cc.Conn().Trunk
@@ -302,6 +313,7 @@ func (p *pool) dialFailed(err *Error) {
 		p.host.cluster.shared.pendingDone()
 		p.host.active--
 		r.state = requestIdle
+		p.host.cluster.stats.Counts[RqPendingFailureEject]++
 		failed = append(failed, r)
 	}
 	for _, r := range failed {
@@ -338,7 +350,11 @@ func (c *conn) available() {
 	for c.room() > 0 && !c.closing {
 		old := config.MaxConnectionDuration > 0 &&
 			p.manager().clock.Now()-c.bornAt >= int64(config.MaxConnectionDuration)
-		if p.draining && p.waiting.len == 0 || c.worn() || old {
+		worn := c.worn()
+		if worn {
+			p.host.cluster.stats.Counts[CxMaxRequests]++
+		}
+		if p.draining && p.waiting.len == 0 || worn || old {
 			p.retire(c)
 			p.dialMore()
 			return
@@ -386,9 +402,11 @@ func (c *conn) OnClosed(message.ClientConn, message.ResetCode, error) {
 	if c.codec == nil { // never handed over: its dial reports the failure
 		return
 	}
+	ours := c.closing
 	c.closing = true
 	p.unready(c)
 	if i := slices.Index(p.all, c); i >= 0 {
+		p.host.disconnected(ours)
 		p.all = slices.Delete(p.all, i, i+1)
 		p.connections--
 		if !c.trunk {
@@ -431,6 +449,7 @@ func (p *pool) sweepIdle() {
 			next = min(next, left)
 			continue
 		}
+		p.host.cluster.stats.Counts[CxIdleTimeout]++
 		p.retire(c)
 	}
 	if next != math.MaxInt64 {

@@ -58,15 +58,20 @@ func (c *cluster) dialTCP(r *TCPRequest) {
 	}
 	r.host, r.Endpoint, r.Address = h, h.endpoint, h.addr
 	if !c.shared.connectionStart(false) {
+		c.stats.Counts[CxOverflow]++
 		r.fail(&Error{Code: message.ResetOverflow, Reason: "too many connections"})
 		return
 	}
 	h.active++
+	h.tcp++
+	h.connecting()
 	r.state = requestWaiting
 	cancel := c.m.dialer.DialTCP(h.target(h.sni(nil), snapshot.SpeakBytes), func(t message.Transport, err *Error) {
 		if err != nil {
 			r.state = requestIdle
 			h.active--
+			h.tcp--
+			h.connectFailed(err)
 			c.shared.connectionDone()
 			c.observe(h, failure(err))
 			h.maybeForget()
@@ -74,6 +79,7 @@ func (c *cluster) dialTCP(r *TCPRequest) {
 			return
 		}
 		r.state = requestOpen
+		h.connected()
 		c.observe(h, Outcome{Status: 200})
 		r.Done(t, nil)
 	})
@@ -94,6 +100,7 @@ func (m *Manager) CancelTCP(r *TCPRequest) {
 			r.cancel()
 		}
 		r.host.active--
+		r.host.tcp--
 		r.cluster.shared.connectionDone()
 		r.host.maybeForget()
 	default:
@@ -109,6 +116,8 @@ func (m *Manager) Release(r *TCPRequest) {
 	}
 	r.state = requestIdle
 	r.host.active--
+	r.host.tcp--
+	r.cluster.stats.Counts[CxDestroy]++
 	r.cluster.shared.connectionDone()
 	r.host.maybeForget()
 }

@@ -201,6 +201,7 @@ func (m *Manager) Cancel(r *Request) {
 	case requestWaiting:
 		p := r.pool
 		p.waiting.remove(r)
+		r.cluster.stats.Counts[RqCancelled]++
 		r.cluster.shared.pendingDone()
 		r.host.active--
 		p.trimDials()
@@ -221,6 +222,7 @@ func (m *Manager) Finish(r *Request, o Outcome) {
 	h := r.host
 	h.active--
 	r.cluster.shared.requestDone()
+	h.finished(o)
 	r.cluster.observe(h, o)
 	r.pool.finished(r.conn)
 	h.maybeForget()
@@ -229,7 +231,12 @@ func (m *Manager) Finish(r *Request, o Outcome) {
 // RetryStart asks whether the cluster's limits allow one more retry in flight.
 // Each true must be paid back by RetryDone.
 func (m *Manager) RetryStart(c *snapshot.Cluster) bool {
-	return m.cluster(c).shared.retryStart()
+	living := m.cluster(c)
+	if !living.shared.retryStart() {
+		living.stats.Counts[RqRetryOverflow]++
+		return false
+	}
+	return true
 }
 
 // RetryDone gives back what RetryStart took.
