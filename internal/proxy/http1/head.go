@@ -202,7 +202,7 @@ func hopByHop(h *message.Head, m *meta) *Error {
 		}
 	}
 	h.Del(message.KeepAlive)
-	h.DelName("http2-settings")
+	h.Del(message.HTTP2Settings)
 	return nil
 }
 

@@ -15,11 +15,7 @@ func (h *Head) Load(block []byte) []byte {
 // AddSpan appends the field whose lower-case name and trimmed value lie in the
 // loaded block.
 func (h *Head) AddSpan(id NameID, nameOff, nameLen, valueOff, valueLen int) {
-	h.fields = append(h.fields, field{
-		id:    id,
-		name:  span{uint32(nameOff), uint32(nameLen)},
-		value: span{uint32(valueOff), uint32(valueLen)},
-	})
+	h.add(id, span{uint32(nameOff), uint32(nameLen)}, span{uint32(valueOff), uint32(valueLen)})
 }
 
 // SetMethodSpan sets the request method to a piece of the loaded block.

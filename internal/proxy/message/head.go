@@ -9,11 +9,20 @@ import "bytes"
 // Slices returned by accessors point into the arena and are valid until the
 // next call that adds or sets something.
 type Head struct {
-	arena                           []byte
-	fields                          []field
+	arena  []byte
+	fields []field
+	// seen has a bit for each interned name that was ever added. Most lookups of
+	// a request path are for names that are absent; they end here.
+	seen                            nameSet
 	method, scheme, authority, path span
 	status                          int
 }
+
+// nameSet is a set of interned names.
+type nameSet [(nameCount + 63) / 64]uint64
+
+func (s *nameSet) add(id NameID)      { s[id/64] |= 1 << (id % 64) }
+func (s *nameSet) has(id NameID) bool { return s[id/64]&(1<<(id%64)) != 0 }
 
 type span struct{ off, len uint32 }
 
@@ -27,6 +36,7 @@ type field struct {
 func (h *Head) Reset() {
 	h.arena = h.arena[:0]
 	h.fields = h.fields[:0]
+	h.seen = nameSet{}
 	h.method, h.scheme, h.authority, h.path = span{}, span{}, span{}, span{}
 	h.status = 0
 }
@@ -35,6 +45,7 @@ func (h *Head) Reset() {
 func (h *Head) CopyFrom(src *Head) {
 	h.arena = append(h.arena[:0], src.arena...)
 	h.fields = append(h.fields[:0], src.fields...)
+	h.seen = src.seen
 	h.method, h.scheme, h.authority, h.path = src.method, src.scheme, src.authority, src.path
 	h.status = src.status
 }
@@ -114,28 +125,40 @@ func (h *Head) Field(i int) (id NameID, name, value []byte, ok bool) {
 	return f.id, h.bytes(f.name), h.bytes(f.value), !f.deleted
 }
 
+func (h *Head) add(id NameID, name, value span) {
+	h.seen.add(id)
+	h.fields = append(h.fields, field{id: id, name: name, value: value})
+}
+
 // Add appends a field with an interned name.
 func (h *Head) Add(id NameID, value []byte) {
-	h.fields = append(h.fields, field{id: id, name: h.putString(names[id]), value: h.put(value)})
+	h.add(id, h.putString(names[id]), h.put(value))
 }
 
 // AddString is Add for a string value.
 func (h *Head) AddString(id NameID, value string) {
-	h.fields = append(h.fields, field{id: id, name: h.putString(names[id]), value: h.putString(value)})
+	h.add(id, h.putString(names[id]), h.putString(value))
 }
 
 // AddName appends a field; name must be lower case.
 func (h *Head) AddName(name, value []byte) {
-	h.fields = append(h.fields, field{id: Lookup(name), name: h.put(name), value: h.put(value)})
+	h.add(Lookup(name), h.put(name), h.put(value))
 }
 
 // AddNameString is AddName for strings.
 func (h *Head) AddNameString(name, value string) {
-	h.fields = append(h.fields, field{id: ids[name], name: h.putString(name), value: h.putString(value)})
+	h.add(ids[name], h.putString(name), h.putString(value))
 }
 
 // Get returns the first value of an interned name, nil if absent.
 func (h *Head) Get(id NameID) []byte {
+	if !h.seen.has(id) {
+		return nil
+	}
+	return h.find(id)
+}
+
+func (h *Head) find(id NameID) []byte {
 	for i := range h.fields {
 		if f := &h.fields[i]; f.id == id && !f.deleted {
 			return h.bytes(f.value)
@@ -146,12 +169,7 @@ func (h *Head) Get(id NameID) []byte {
 
 // Has says whether a field with this interned name is present.
 func (h *Head) Has(id NameID) bool {
-	for i := range h.fields {
-		if f := &h.fields[i]; f.id == id && !f.deleted {
-			return true
-		}
-	}
-	return false
+	return h.seen.has(id) && h.find(id) != nil
 }
 
 // GetName returns the first value of a lower-case name, nil if absent.
@@ -162,6 +180,19 @@ func (h *Head) GetName(name string) []byte {
 		}
 	}
 	return nil
+}
+
+// ValuesOf calls yield for each value of an interned name, in order.
+func (h *Head) ValuesOf(id NameID, yield func(value []byte) bool) {
+	if !h.seen.has(id) {
+		return
+	}
+	for i := range h.fields {
+		f := &h.fields[i]
+		if f.id == id && !f.deleted && !yield(h.bytes(f.value)) {
+			return
+		}
+	}
 }
 
 // Values calls yield for each value of a lower-case name, in order.
@@ -190,6 +221,10 @@ func (h *Head) SetName(name, value string) {
 }
 
 func (h *Head) set(id NameID, name string, value span) {
+	if !h.seen.has(id) {
+		h.add(id, h.putString(name), value)
+		return
+	}
 	done := false
 	for i := range h.fields {
 		f := &h.fields[i]
@@ -203,12 +238,18 @@ func (h *Head) set(id NameID, name string, value span) {
 		f.value, done = value, true
 	}
 	if !done {
-		h.fields = append(h.fields, field{id: id, name: h.putString(name), value: value})
+		h.add(id, h.putString(name), value)
 	}
 }
 
 // Del removes all fields of an interned name.
 func (h *Head) Del(id NameID) {
+	if h.seen.has(id) {
+		h.del(id)
+	}
+}
+
+func (h *Head) del(id NameID) {
 	for i := range h.fields {
 		if h.fields[i].id == id {
 			h.fields[i].deleted = true

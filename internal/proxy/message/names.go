@@ -60,6 +60,7 @@ const (
 	GRPCTimeout
 	GRPCStatus
 	GRPCMessage
+	HTTP2Settings
 	nameCount
 )
 
@@ -86,7 +87,7 @@ var names = [nameCount]string{
 	Traceparent:      "traceparent", Tracestate: "tracestate", Baggage: "baggage",
 	B3: "b3", XB3TraceID: "x-b3-traceid", XB3SpanID: "x-b3-spanid", XB3ParentSpanID: "x-b3-parentspanid",
 	XB3Sampled: "x-b3-sampled", XB3Flags: "x-b3-flags",
-	GRPCTimeout: "grpc-timeout", GRPCStatus: "grpc-status", GRPCMessage: "grpc-message",
+	GRPCTimeout: "grpc-timeout", GRPCStatus: "grpc-status", GRPCMessage: "grpc-message", HTTP2Settings: "http2-settings",
 }
 
 var ids = func() map[string]NameID {

@@ -74,9 +74,51 @@ type table struct {
 	// recent is a direct-mapped cache in front of the map: comparing a key
 	// whose strings share memory is cheaper than hashing its dozen strings.
 	recent [64]*Series
+	// byCause finds the series of an exchange by what its labels are read from,
+	// without making the key: 0.99 of the CPU of a request (bench/h1).
+	byCause [64]causeSlot
 	// refused counts observations lost because the table was full of live
 	// series; evicted counts idle series removed.
 	refused, evicted uint64
+}
+
+// cause is what all labels of an HTTP exchange follow from.
+type cause struct {
+	cluster   *snapshot.Cluster
+	endpoint  *snapshot.Endpoint
+	down, up  *message.TLSInfo
+	peer      snapshot.Workload
+	flags     Flags
+	status    uint16
+	grpc      int16
+	direction snapshot.Direction
+}
+
+type causeSlot struct {
+	cause  cause
+	series *Series
+}
+
+func causeOf(rec *Record) cause {
+	c := cause{cluster: rec.Cluster, peer: rec.Peer, flags: rec.Flags, status: uint16(rec.Status), grpc: -1, direction: rec.Direction}
+	if rec.Conn != nil {
+		c.down = rec.Conn.TLS
+	}
+	if a := rec.Last(); a != nil {
+		c.endpoint, c.up = a.Endpoint, a.TLS
+	}
+	if st, ok := grpcStatus(rec); ok {
+		c.grpc = int16(st)
+	}
+	return c
+}
+
+func (t *table) slot(c *cause) *causeSlot {
+	n := uint(c.status)*7 + uint(c.flags) + uint(len(c.peer.Name))*5
+	if c.cluster != nil {
+		n += uint(len(c.cluster.Name)) * 31
+	}
+	return &t.byCause[n%uint(len(t.byCause))]
 }
 
 // idle is the age after which a full table may forget a series.
@@ -114,6 +156,7 @@ func (t *table) evict(now int64) bool {
 		}
 	}
 	clear(t.recent[:])
+	clear(t.byCause[:])
 	return len(t.series) < t.max
 }
 
@@ -189,15 +232,21 @@ func (r *Recorder) observe(rec *Record, now int64) {
 	if rec.Manager == nil || rec.Manager.Stats == nil {
 		return
 	}
-	k := SeriesKey{Status: uint16(rec.Status), Flags: rec.Flags, GRPCStatus: -1, Protocol: protoHTTP}
-	if st, ok := grpcStatus(rec); ok {
-		k.Protocol, k.GRPCStatus = protoGRPC, int16(st)
+	c := causeOf(rec)
+	slot := r.table.slot(&c)
+	s := slot.series
+	if s == nil || slot.cause != c {
+		k := SeriesKey{Status: c.status, Flags: c.flags, GRPCStatus: c.grpc, Protocol: protoHTTP}
+		if c.grpc >= 0 {
+			k.Protocol = protoGRPC
+		}
+		r.fillKey(&k, rec)
+		if s = r.table.get(&k, now); s == nil {
+			return
+		}
+		*slot = causeSlot{c, s}
 	}
-	r.fillKey(&k, rec)
-	s := r.table.get(&k, now)
-	if s == nil {
-		return
-	}
+	s.Last = now
 	s.Requests++
 	s.Duration.observe(float64(rec.Total) / float64(time.Millisecond))
 	s.RequestBytes.observe(float64(rec.BytesReceived))

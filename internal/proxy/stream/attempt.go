@@ -44,11 +44,6 @@ type attempt struct {
 	perTry       clock.Timer
 }
 
-func (a *attempt) reset() {
-	timer := a.perTry
-	*a = attempt{perTry: timer}
-}
-
 // startAttempt asks for an upstream exchange.
 func (x *Exchange) startAttempt(a *attempt) {
 	a.x, a.at, a.startAt = x, len(x.rec.Attempts), x.env.Clock.Now()

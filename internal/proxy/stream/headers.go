@@ -76,7 +76,7 @@ func (x *Exchange) forwardedFor() {
 	}
 	e := x.env
 	e.buf = e.buf[:0]
-	h.Values("x-forwarded-for", func(v []byte) bool {
+	h.ValuesOf(message.XForwardedFor, func(v []byte) bool {
 		if len(e.buf) > 0 {
 			e.buf = append(e.buf, ',')
 		}
