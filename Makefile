@@ -9,7 +9,7 @@ LDFLAGS := -s -w -X lateen.dev/lateen/internal/version.Version=$(VERSION)
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := build
-.PHONY: build demo test check race mutation scenarios conformance bench fuzz fmt lint generate preflight help examples cross
+.PHONY: build demo test check race mutation scenarios conformance bench pgo fuzz fmt lint generate preflight help examples cross
 
 build: ## build bin/lateen, bin/lateen-proxy and bin/lateen-node
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lateen ./cmd/lateen-proxy ./cmd/lateen-node
@@ -34,6 +34,9 @@ mutation: ## switch off each translated field in turn; some scenario must fail
 
 race: ## unit tests of the concurrent packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race ./internal/proxy/... ./internal/control/... ./internal/dns/... ./internal/api/...
+
+pgo: build ## profile the request path anew for cmd/lateen-proxy/default.pgo
+	bash bench/pgo.sh
 
 fuzz: ## fuzz every target for FUZZTIME (smoke)
 	FUZZTIME=$(FUZZTIME) GO="$(GO)" bash tools/fuzz.sh
