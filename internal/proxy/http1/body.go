@@ -2,6 +2,8 @@ package http1
 
 import (
 	"bytes"
+
+	"lateen.dev/lateen/internal/proxy/syntax"
 )
 
 // bodyKind is how a message body is delimited.
@@ -142,7 +144,7 @@ func (b *body) sizeLine(p []byte) (int, *Error) {
 		size = size<<4 | int64(v)
 	}
 	ext := line[digits:]
-	if len(ext) > 0 && (digits == 0 || ext[0] != ';' || !cleanValue(ext)) {
+	if len(ext) > 0 && (digits == 0 || ext[0] != ';' || !syntax.CleanValue(ext)) {
 		return 0, errChunkSize
 	}
 	if i < 0 {

@@ -1,6 +1,9 @@
 package http1
 
-import "lateen.dev/lateen/internal/proxy/message"
+import (
+	"lateen.dev/lateen/internal/proxy/message"
+	"lateen.dev/lateen/internal/proxy/syntax"
+)
 
 // DetailsCodecError is Envoy's %RESPONSE_CODE_DETAILS% for a message that the
 // codec refused.
@@ -67,3 +70,8 @@ var (
 	errConnect     = &Error{Status: 403, Reason: "CONNECT is not allowed here"}
 	errHeadTimeout = &Error{Status: 408, Reason: "request head did not arrive in time"}
 )
+
+// problems are the refusals of what the shared grammar rejects.
+var problems = [...]*Error{
+	syntax.BadHost: errHost, syntax.Userinfo: errUserinfo, syntax.BadTarget: errTarget, syntax.Fragment: errFragment,
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"lateen.dev/lateen/internal/proxy/message"
+	"lateen.dev/lateen/internal/proxy/syntax"
 )
 
 // parseRequest scans a whole request head (through the empty line) into h.
@@ -17,7 +18,7 @@ func parseRequest(h *message.Head, head []byte, lim *Limits, m *meta, tls bool) 
 		return errRequestLine
 	}
 	for _, c := range line[:sp] {
-		if lower[c] == 0 {
+		if syntax.Lower[c] == 0 {
 			return errRequestLine
 		}
 	}
@@ -54,13 +55,8 @@ func parseRequest(h *message.Head, head []byte, lim *Limits, m *meta, tls bool) 
 // §3.2) and settles the authority.
 func target(h *message.Head, b []byte, from, to int, m *meta, tls bool) *Error {
 	t := b[from:to]
-	for _, c := range t {
-		if c <= ' ' || c >= 0x7f {
-			return errTarget
-		}
-		if c == '#' {
-			return errFragment
-		}
+	if p := syntax.Target(t); p != syntax.OK {
+		return problems[p]
 	}
 	connect := string(h.Method()) == "CONNECT"
 	scheme, hostInTarget := "http", false
@@ -73,7 +69,7 @@ func target(h *message.Head, b []byte, from, to int, m *meta, tls bool) *Error {
 		if err != nil {
 			return err
 		}
-		if i := bytes.LastIndexByte(t[:n], ':'); i < 0 || i < bytes.LastIndexByte(t[:n], ']') {
+		if !syntax.HasPort(t[:n]) {
 			return errTargetForm // RFC 9110 §9.3.6: a port is required
 		}
 		h.SetAuthoritySpan(from, n)
@@ -105,9 +101,9 @@ func absolute(h *message.Head, b []byte, from, to int) (string, *Error) {
 	}
 	var scheme string
 	switch {
-	case equalFold(t[:i], "http"):
+	case syntax.EqualFold(t[:i], "http"):
 		scheme = "http"
-	case equalFold(t[:i], "https"):
+	case syntax.EqualFold(t[:i], "https"):
 		scheme = "https"
 	default:
 		return "", errScheme
@@ -218,17 +214,17 @@ func connectionOptions(h *message.Head, m *meta) *Error {
 		}
 		for len(v) > 0 {
 			var t []byte
-			t, v = nextToken(v)
+			t, v = syntax.NextToken(v)
 			switch {
 			case len(t) == 0:
-			case equalFold(t, "close"):
+			case syntax.EqualFold(t, "close"):
 				m.close = true
-			case equalFold(t, "keep-alive"):
+			case syntax.EqualFold(t, "keep-alive"):
 				m.keepAlive = true
-			case equalFold(t, "upgrade"):
+			case syntax.EqualFold(t, "upgrade"):
 				m.upgrade = true
-			case equalFold(t, "te"):
-			case equalFold(t, "host"), equalFold(t, "content-length"), equalFold(t, "transfer-encoding"), t[0] == ':':
+			case syntax.EqualFold(t, "te"):
+			case syntax.EqualFold(t, "host"), syntax.EqualFold(t, "content-length"), syntax.EqualFold(t, "transfer-encoding"), t[0] == ':':
 				return errConnectionList
 			default:
 				delFold(h, t)
@@ -267,8 +263,8 @@ func parseResponse(h *message.Head, head []byte, lim *Limits, m *meta) *Error {
 	default:
 		return errVersion
 	}
-	code, ok := decimal(line[9:12])
-	if !ok || code < 100 || code > 599 || !cleanValue(line[12:]) {
+	code, ok := syntax.Decimal(line[9:12])
+	if !ok || code < 100 || code > 599 || !syntax.CleanValue(line[12:]) {
 		return errStatusLine
 	}
 	h.SetStatus(int(code))
@@ -293,11 +289,7 @@ func parseTrailers(h *message.Head, section []byte, lim *Limits, m *meta) *Error
 		return err
 	}
 	for i := range h.Len() {
-		switch id, _, _, _ := h.Field(i); id {
-		case message.Host, message.ContentLength, message.TransferEncoding, message.Connection,
-			message.KeepAlive, message.ProxyConnection, message.TE, message.Trailer, message.Upgrade,
-			message.Expect, message.Authorization, message.Cookie, message.XForwardedFor,
-			message.XForwardedProto, message.XForwardedHost, message.XForwardedClientCert:
+		if id, _, _, _ := h.Field(i); syntax.NotInTrailers(id) {
 			return errTrailer
 		}
 	}

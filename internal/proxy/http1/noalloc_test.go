@@ -140,15 +140,6 @@ func BenchmarkParseRequest(b *testing.B) {
 	}
 }
 
-func BenchmarkCleanValue(b *testing.B) {
-	v := bytes.Repeat([]byte("value of "), 7)
-	for b.Loop() {
-		if !cleanValue(v) {
-			b.Fatal("unclean")
-		}
-	}
-}
-
 func BenchmarkWellFormed(b *testing.B) {
 	n := bytes.Count(steadyRequest, []byte{'\n'})
 	for b.Loop() {

@@ -6,6 +6,7 @@ import (
 
 	"lateen.dev/lateen/internal/proxy/loop"
 	"lateen.dev/lateen/internal/proxy/message"
+	"lateen.dev/lateen/internal/proxy/syntax"
 )
 
 // ServerOptions configures the connections of one listener on one loop; they
@@ -198,7 +199,7 @@ func (s *Server) readHead(p []byte) (n int, more bool) {
 		}
 		return 2, true
 	}
-	if lower[p[0]] == 0 {
+	if syntax.Lower[p[0]] == 0 {
 		return s.refuseAll(p, errFirstByte)
 	}
 	lim := &s.o.Limits
@@ -277,7 +278,7 @@ func (s *Server) begin(m *meta) *Error {
 	// A body behind an Upgrade would have to be told from the new protocol's
 	// bytes by a recipient that may not have understood; nobody needs it.
 	s.upgrade = m.upgrade && s.o.AllowUpgrade && !s.http10 && kind == bodyNone && !s.connect &&
-		!hasToken(h.Get(message.Upgrade), "h2c")
+		!syntax.HasToken(h.Get(message.Upgrade), "h2c")
 	if m.upgrade && !s.upgrade {
 		h.Del(message.Upgrade)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"lateen.dev/lateen/internal/proxy/message"
 	mt "lateen.dev/lateen/internal/proxy/message/messagetest"
+	"lateen.dev/lateen/internal/proxy/syntax"
 )
 
 // This file is the plain version of the scanner: regular expressions and
@@ -56,7 +57,7 @@ func specFields(lines []string, lim Limits) ([]specField, bool) {
 	var fs []specField
 	for _, l := range lines {
 		name, value, ok := strings.Cut(l, ":")
-		if !ok || !specToken.MatchString(name) || len(name) > maxName {
+		if !ok || !specToken.MatchString(name) || len(name) > syntax.MaxName {
 			return nil, false
 		}
 		value = strings.Trim(value, " \t")
@@ -339,21 +340,6 @@ func FuzzClientAgainstNetHTTP(f *testing.F) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || !bytes.Equal(body, x.Body) || r.StatusCode != x.Head.Status() {
 			t.Fatalf("%v with %q, net/http has %d with %q, %v", x.Log, x.Body, r.StatusCode, body, err)
-		}
-	})
-}
-
-// cleanValue against a byte loop.
-func FuzzCleanValue(f *testing.F) {
-	f.Add([]byte("gzip, deflate\tbr"))
-	f.Add([]byte("12345678\x7f\x80\xff\x1f"))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		want := true
-		for _, c := range p {
-			want = want && (c >= ' ' && c != 0x7f || c == '\t')
-		}
-		if cleanValue(p) != want {
-			t.Fatalf("%q: %v", p, !want)
 		}
 	})
 }

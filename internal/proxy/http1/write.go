@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"lateen.dev/lateen/internal/proxy/message"
+	"lateen.dev/lateen/internal/proxy/syntax"
 )
 
 // framing is what a codec adds to a head it sends.
@@ -134,7 +135,7 @@ func contentLength(h *message.Head) (n int64, present bool) {
 	if v == nil {
 		return 0, false
 	}
-	n, ok := decimal(v)
+	n, ok := syntax.Decimal(v)
 	if !ok {
 		return -1, true
 	}
