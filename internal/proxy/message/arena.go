@@ -18,6 +18,11 @@ func (h *Head) AddSpan(id NameID, nameOff, nameLen, valueOff, valueLen int) {
 	h.add(id, span{uint32(nameOff), uint32(nameLen)}, span{uint32(valueOff), uint32(valueLen)})
 }
 
+// AddKnown appends a field whose id, Lookup(name), the codec knows already.
+func (h *Head) AddKnown(id NameID, name, value []byte) {
+	h.fields = append(h.fields, field{id: id, name: h.put(name), value: h.put(value)})
+}
+
 // SetMethodSpan sets the request method to a piece of the loaded block.
 func (h *Head) SetMethodSpan(off, n int) { h.method = span{uint32(off), uint32(n)} }
 

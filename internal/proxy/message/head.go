@@ -29,6 +29,7 @@ type span struct{ off, len uint32 }
 type field struct {
 	id          NameID
 	deleted     bool
+	sensitive   bool
 	name, value span
 }
 
@@ -149,6 +150,13 @@ func (h *Head) AddName(name, value []byte) {
 func (h *Head) AddNameString(name, value string) {
 	h.add(ids[name], h.putString(name), h.putString(value))
 }
+
+// MarkSensitive says that the field added last must never enter a compression
+// table: its sender said so (RFC 7541 §7.1.3).
+func (h *Head) MarkSensitive() { h.fields[len(h.fields)-1].sensitive = true }
+
+// Sensitive says whether field i was marked.
+func (h *Head) Sensitive(i int) bool { return h.fields[i].sensitive }
 
 // Get returns the first value of an interned name, nil if absent.
 func (h *Head) Get(id NameID) []byte {
