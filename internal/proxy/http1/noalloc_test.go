@@ -20,6 +20,7 @@ func (w *wire) Write(p []byte) {
 }
 func (w *wire) Buffered() int       { return 0 }
 func (w *wire) OverHigh() bool      { return false }
+func (w *wire) WantDrained()        {}
 func (w *wire) PauseRead(bool)      {}
 func (w *wire) CloseWrite()         {}
 func (w *wire) Close()              {}

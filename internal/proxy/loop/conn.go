@@ -357,6 +357,15 @@ func (c *Conn) Buffered() int { return c.out.bytes }
 // OverHigh says that Buffered is above the high watermark.
 func (c *Conn) OverHigh() bool { return c.out.bytes > c.l.opts.HighWatermark }
 
+// WantDrained asks for OnDrained at the end of a round that finds the output
+// below the low watermark.
+func (c *Conn) WantDrained() {
+	if c.state == stateOpen {
+		c.wasHigh = true
+		c.MarkDirty()
+	}
+}
+
 // flush writes the queue, once per round.
 func (c *Conn) flush() {
 	defer c.l.contain(c)

@@ -51,6 +51,10 @@ type Transport interface {
 	Buffered() int
 	// OverHigh says that Buffered is above the high watermark.
 	OverHigh() bool
+	// WantDrained asks for OnDrained once Buffered is below the low watermark,
+	// though it never was above the high one: a codec that holds data back goes
+	// on then.
+	WantDrained()
 	// PauseRead stops (true) or resumes (false) reading from the peer.
 	PauseRead(on bool)
 	// CloseWrite sends FIN (TLS: close_notify, then FIN) after what is buffered.
@@ -70,7 +74,8 @@ type TransportHandler interface {
 	OnBytes(p []byte) int
 	// OnEOF says that the peer sent FIN; writing may go on.
 	OnEOF()
-	// OnDrained says that output fell below the low watermark after OverHigh.
+	// OnDrained says that output fell below the low watermark after OverHigh or
+	// WantDrained.
 	OnDrained()
 	// OnClosed is the last call; err is nil after an orderly close of both sides.
 	OnClosed(err error)

@@ -310,6 +310,9 @@ func (t *Conn) Buffered() int { return len(t.pending) + t.c.Buffered() }
 // OverHigh is the connection's: plaintext never waits longer than a round.
 func (t *Conn) OverHigh() bool { return t.c.OverHigh() }
 
+// WantDrained asks the connection below.
+func (t *Conn) WantDrained() { t.c.WantDrained() }
+
 // CloseWrite sends close_notify and FIN after what is buffered.
 func (t *Conn) CloseWrite() {
 	if t.closing || t.finSent {

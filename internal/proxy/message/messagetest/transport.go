@@ -71,6 +71,9 @@ func (t *Transport) Buffered() int { return len(t.out) }
 // OverHigh says that Buffered is above High.
 func (t *Transport) OverHigh() bool { return len(t.out) > t.High }
 
+// WantDrained makes the next Take call OnDrained.
+func (t *Transport) WantDrained() { t.wasHigh = true }
+
 // PauseRead stops or resumes delivery of what is fed.
 func (t *Transport) PauseRead(on bool) {
 	if t.paused == on {
