@@ -50,9 +50,19 @@ func (w *World) startProxy(p *pod, resources *translate.Resources) error {
 	})
 	manager.Apply(snap)
 	x.env = &stream.Env{Clock: w.clock, Rand: source, Upstream: manager, Recorder: x}
-	x.recorder = record.NewSet(record.Options{Identity: identityOf(p), Getenv: func(string) string { return "" }}).Recorder(nil)
+	x.recorder = record.NewSet(record.Options{
+		Identity: identityOf(p), Getenv: func(string) string { return "" }, Origins: x.place,
+	}).Recorder(nil)
 	p.proxy = x
 	return nil
+}
+
+// place resolves an origin id as a proxy does, from the table it was sent.
+func (x *proxy) place(o snapshot.Origin) string {
+	if p, ok := x.places[string(o)]; ok {
+		return placeText(p)
+	}
+	return ""
 }
 
 // identityOf describes a pod as telemetry does.

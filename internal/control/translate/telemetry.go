@@ -32,6 +32,13 @@ const textLogFormat = `[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH
 	`"%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%" %UPSTREAM_CLUSTER_RAW% ` +
 	`%UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%` + "\n"
 
+// originLog is what a proxy that knows where its configuration comes from adds
+// to Istio's default line: the object, the rule and its file:line.
+const (
+	originLog    = `"%LATEEN_ORIGIN%"`
+	originLogKey = "lateen_origin"
+)
+
 // jsonLogFormat is Istio's default JSON access log.
 var jsonLogFormat = map[string]string{
 	"start_time": "%START_TIME%", "route_name": "%ROUTE_NAME%", "method": "%REQ(:METHOD)%",
@@ -306,7 +313,7 @@ func (b *builder) otelLog(to *corepb.GrpcService, o *meshconfigpb.MeshConfig_Ext
 	}
 	body := o.GetLogFormat().GetText()
 	if body == "" {
-		body = textLogFormat
+		body = b.defaultTextLog()
 	}
 	return namedLog("envoy.access_loggers.open_telemetry", &otellogpb.OpenTelemetryAccessLogConfig{
 		CommonConfig: &grpclogpb.CommonGrpcAccessLogConfig{
@@ -393,9 +400,17 @@ func (b *builder) fileLog(f *meshconfigpb.MeshConfig_ExtensionProvider_EnvoyFile
 	case b.m.Config.GetAccessLogFormat() != "":
 		out.AccessLogFormat = textFormat(b.known(b.m.Config.GetAccessLogFormat()))
 	default:
-		out.AccessLogFormat = textFormat(textLogFormat)
+		out.AccessLogFormat = textFormat(b.defaultTextLog())
 	}
 	return out
+}
+
+// defaultTextLog is the line of those who ask for no format of their own.
+func (b *builder) defaultTextLog() string {
+	if !b.n.Caps["origins"] {
+		return textLogFormat
+	}
+	return strings.TrimSuffix(textLogFormat, "\n") + " " + originLog + "\n"
 }
 
 func (b *builder) meshJSONFormat() *structpb.Struct {
@@ -408,6 +423,9 @@ func (b *builder) meshJSONFormat() *structpb.Struct {
 	fields := map[string]*structpb.Value{}
 	for k, v := range jsonLogFormat {
 		fields[k] = structpb.NewStringValue(v)
+	}
+	if b.n.Caps["origins"] {
+		fields[originLogKey] = structpb.NewStringValue(strings.Trim(originLog, `"`))
 	}
 	return &structpb.Struct{Fields: fields}
 }
