@@ -231,6 +231,7 @@ func (d *downstream) choose() {
 	d.rec.Chain = d.chain
 	switch {
 	case d.chain == nil:
+		d.rec.Decider = d.listener.RefusedBy(d.info)
 		d.refuse(record.FlagNR, "filter_chain_not_found")
 	case d.chain.TLS != nil:
 		d.handshake()

@@ -265,6 +265,8 @@ func (b *builder) clusterMetadata(rule *mesh.DestinationRule, subset mesh.Subset
 			fields["subset"] = structpb.NewStringValue(subset.Subset.GetName())
 		}
 		b.setOrigin(md, at)
+	} else if len(services) > 0 {
+		b.setOrigin(md, mesh.Origin{Object: services[0].Object})
 	}
 	return md
 }

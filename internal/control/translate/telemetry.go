@@ -33,9 +33,10 @@ const textLogFormat = `[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH
 	`%UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%` + "\n"
 
 // originLog is what a proxy that knows where its configuration comes from adds
-// to Istio's default line: the object, the rule and its file:line.
+// to Istio's default line: the object, the rule and its file:line. Envoy parses
+// the operator and finds no value.
 const (
-	originLog    = `"%LATEEN_ORIGIN%"`
+	originLog    = `"%DYNAMIC_METADATA(lateen:origin)%"`
 	originLogKey = "lateen_origin"
 )
 

@@ -273,6 +273,7 @@ func (r *Recorder) logRecord(s *stream, l *logger, rec *Record) {
 		b = attr(b, 6, "lateen.origin.source", r.set.opts.Origins(rec.Decider))
 	}
 	b = attr(b, 6, "lateen.policy", rec.Policy)
+	b = dryRunAttrs(b, 6, &rec.DryRun)
 	if rec.Trace.HasTrace() {
 		flags := uint32(0)
 		if rec.Trace.Sampled {

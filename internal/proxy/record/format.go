@@ -16,7 +16,7 @@ const DefaultFormat = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PAT
 	"%RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% " +
 	"%DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" " +
 	"\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% " +
-	"%DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME% \"%LATEEN_ORIGIN%\"\n"
+	"%DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME% \"%DYNAMIC_METADATA(lateen:origin)%\"\n"
 
 // Env is what command operators may ask beside the record. Functions may be nil.
 type Env struct {
@@ -179,7 +179,12 @@ func operator(name, arg string) (op opFunc, numeric bool, err error) {
 	case "START_TIME", "START_TIME_LOCAL":
 		op, err = timeOperator(arg, name == "START_TIME_LOCAL")
 		return op, false, err
-	case "METADATA", "DYNAMIC_METADATA", "CLUSTER_METADATA", "UPSTREAM_METADATA":
+	case "DYNAMIC_METADATA":
+		if arg == "lateen:origin" { // our own operator in words that Envoy takes
+			return originOperators("LATEEN_ORIGIN"), false, nil
+		}
+		return metadataOperator(name, arg), false, nil
+	case "METADATA", "CLUSTER_METADATA", "UPSTREAM_METADATA":
 		return metadataOperator(name, arg), false, nil
 	case "ENVIRONMENT":
 		return func(b []byte, _ *Record, env *Env) ([]byte, bool) { return str(b, env.getenv(arg)) }, false, nil

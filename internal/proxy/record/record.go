@@ -87,6 +87,8 @@ type Record struct {
 	Decider snapshot.Origin
 	// Policy is the matched authorization policy, Istio's spelling.
 	Policy string
+	// DryRun is what policies on trial would have decided.
+	DryRun snapshot.DryRun
 	// Peer describes the other side's workload as metadata exchange told it.
 	Peer  snapshot.Workload
 	Trace Span

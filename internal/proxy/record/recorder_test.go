@@ -415,7 +415,7 @@ func TestAccessLog_formats(t *testing.T) {
 	rec.Manager.AccessLogs = []*snapshot.AccessLog{{Path: "f", Format: "%REQ(:PATH)%\n"}}
 	r.Done(rec)
 	set.Flush(t.Context())
-	want := `[2026-11-23T10:20:30.456Z] "GET /users/7?full=1 HTTP/1.1" 200 - via_upstream - "-" 3 40 12 4 "-" "curl/8" "0000270f-0000-4000-8000-000000000000" "user-service:8080" "10.0.0.9:8080" outbound|8080||user-service.default.svc.cluster.local 10.0.0.1:5000 10.96.0.3:8080 10.0.0.1:4000 - canary
+	want := `[2026-11-23T10:20:30.456Z] "GET /users/7?full=1 HTTP/1.1" 200 - via_upstream - "-" 3 40 12 4 "-" "curl/8" "0000270f-0000-4000-8000-000000000000" "user-service:8080" "10.0.0.9:8080" outbound|8080||user-service.default.svc.cluster.local 10.0.0.1:5000 10.96.0.3:8080 10.0.0.1:4000 - canary "VirtualService/users.default#spec.http[0] (vs.yaml:12)"
 {"code":200,"flags":null,"missing":null,"mix":"HTTP/1.1 200","ua":"curl/8"}
 VirtualService/users.default#spec.http[0] (vs.yaml:12) 4bf92f3577b34da6a3ce929d0e0e4736 curl 2026/11/23 10:20:30.456 10.0.0.1 2 - 100%
 /a [forged]

@@ -382,7 +382,16 @@ func (r *Recorder) meshAttrs(b []byte, rec *Record, s *spanInfo) []byte {
 		b = attr(b, spanAttr, "lateen.origin", string(rec.Decider))
 		b = attr(b, spanAttr, "lateen.origin.source", r.set.opts.Origins(rec.Decider))
 	}
+	b = dryRunAttrs(b, spanAttr, &rec.DryRun)
 	return attr(b, spanAttr, "lateen.policy", rec.Policy)
+}
+
+// dryRunAttrs writes Istio's tags about policies on trial.
+func dryRunAttrs(b []byte, field int, d *snapshot.DryRun) []byte {
+	b = attr(b, field, "istio.authorization.dry_run.allow_policy.name", d.Allow.Policy)
+	b = attr(b, field, "istio.authorization.dry_run.allow_policy.result", d.Allow.Result)
+	b = attr(b, field, "istio.authorization.dry_run.deny_policy.name", d.Deny.Policy)
+	return attr(b, field, "istio.authorization.dry_run.deny_policy.result", d.Deny.Result)
 }
 
 func (r *Recorder) peerAttrs(b []byte, rec *Record) []byte {

@@ -229,6 +229,7 @@ func (c *compiler) filterChain(m *listenerpb.FilterChain, dir Direction) (*Filte
 		return nil, err
 	}
 	from := origin(m.GetMetadata())
+	f.Origin = from
 	for i, n := range m.GetFilters() {
 		if f.HTTP != nil || f.TCP != nil {
 			return nil, fmt.Errorf("filters[%d]: comes after the filter that ends the chain", i)

@@ -113,7 +113,7 @@ func virtualHost(m *routepb.VirtualHost, base perRoute) (*VirtualHost, error) {
 		return nil, err
 	}
 	v := &VirtualHost{
-		Name: m.GetName(), Domains: m.GetDomains(),
+		Name: m.GetName(), Domains: m.GetDomains(), Origin: origin(m.GetMetadata()),
 		IncludeAttemptCount: m.GetIncludeRequestAttemptCount(),
 	}
 	var errs [4]error

@@ -70,6 +70,20 @@ func (l *Listener) Match(info ConnInfo) *FilterChain {
 	return c[0]
 }
 
+// RefusedBy is why a connection that no chain takes is refused: for plaintext,
+// the configuration of the chain that would have taken it over mutual TLS
+// (PeerAuthentication STRICT). It is "" when nothing is known.
+func (l *Listener) RefusedBy(info ConnInfo) Origin {
+	if info.Transport == TransportTLS {
+		return ""
+	}
+	info.Transport, info.ALPN = TransportTLS, nil
+	if c := l.Match(info); c != nil {
+		return c.Origin
+	}
+	return ""
+}
+
 func rankPort(m *ChainMatch, port uint16) int {
 	switch m.DestinationPort {
 	case 0:

@@ -155,6 +155,28 @@ func specHost(t *RouteTable, authority string) *VirtualHost {
 	return best
 }
 
+func TestListenerRefusedBy(t *testing.T) {
+	strict := &FilterChain{Match: ChainMatch{DestinationPort: 8080, Transport: TransportTLS}, Origin: "PeerAuthentication/default.default#spec.mtls"}
+	l := &Listener{Chains: []*FilterChain{strict}}
+	plain := ConnInfo{Destination: netip.MustParseAddrPort("10.0.0.1:8080"), Transport: TransportRaw, ALPN: []string{"http/1.1"}}
+	if c := l.Match(plain); c != nil {
+		t.Fatalf("plaintext is taken by %q", c.Name)
+	}
+	if got := l.RefusedBy(plain); got != strict.Origin {
+		t.Errorf("plaintext is refused by %q, want %q", got, strict.Origin)
+	}
+	other := plain
+	other.Destination = netip.MustParseAddrPort("10.0.0.1:9090")
+	if got := l.RefusedBy(other); got != "" {
+		t.Errorf("a port without chain is refused by %q", got)
+	}
+	other = plain
+	other.Transport = TransportTLS
+	if got := l.RefusedBy(other); got != "" {
+		t.Errorf("TLS is refused by %q", got)
+	}
+}
+
 func TestVirtualHostAgainstSpec(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 20000 {

@@ -24,6 +24,19 @@ type RBAC struct {
 	ShadowOnly bool
 }
 
+// DryRun is what the policies on trial (shadow rules) would have decided about
+// one request.
+type DryRun struct{ Allow, Deny Trial }
+
+// Trial is the outcome of the shadow rules of one action; the zero Trial means
+// that there are none.
+type Trial struct {
+	// Policy is the policy that matched, Istio's spelling; "" for none.
+	Policy string
+	// Result is Envoy's shadow_engine_result: "allowed" or "denied".
+	Result string
+}
+
 // Policy matches when a permission and a principal match.
 type Policy struct {
 	// Name is Istio's: "ns[NS]-policy[NAME]-rule[I]".

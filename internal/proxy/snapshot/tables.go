@@ -93,6 +93,8 @@ type FilterChain struct {
 	Stats          *StatsConfig
 	ConnectTimeout time.Duration
 	AccessLogs     []*AccessLog
+	// Origin is the configuration that decided about the chain's TLS, "" for none.
+	Origin Origin
 }
 
 // DownstreamTLS is how a chain terminates TLS.
@@ -263,6 +265,8 @@ type VirtualHost struct {
 	Retry    *RetryPolicy
 	// IncludeAttemptCount adds x-envoy-attempt-count to requests.
 	IncludeAttemptCount bool
+	// Origin is the object that owns the host: to blame when no route matches.
+	Origin Origin
 }
 
 // Origin is a stable id of the object and field that a table entry came from,

@@ -39,6 +39,9 @@ func (x *Exchange) sendReply(flags record.Flags, details string, body []byte) {
 		h.Set(message.ContentLength, strconv.AppendInt(n[:0], int64(len(body)), 10))
 	}
 	if flags&record.FlagUO != 0 {
+		if c := x.rec.Cluster; c != nil && c.Origin != "" {
+			x.rec.Decider = c.Origin // whoever set the limit
+		}
 		h.SetString(message.XEnvoyOverloaded, "true")
 	}
 	x.finishHead(h)

@@ -104,6 +104,7 @@ func (x *Exchange) matchRoute() {
 		return
 	}
 	x.rec.VirtualHost = vh
+	x.rec.Decider = vh.Origin
 	r := vh.Match(x.head, x.env.Rand.Uint64(), &x.env.scratch)
 	if r == nil {
 		return
@@ -175,6 +176,7 @@ func (x *Exchange) authorize(f *snapshot.HTTPFilter) filter.Verdict {
 		}
 	}
 	s := snapshot.Subject{Head: x.head, Conn: x.rec.Conn, Remote: x.remote}
+	x.rec.DryRun = authz.DryRun(rbac, &s, x.rec.DryRun)
 	res := authz.Check(rbac, &s)
 	if res.Verdict == filter.Continue {
 		return res.Verdict

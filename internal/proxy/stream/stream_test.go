@@ -113,12 +113,16 @@ func TestExchange_upstreamFailures(t *testing.T) {
 	}
 	for _, c := range cases {
 		b := newBed(t, route())
+		b.site.Snapshot.Clusters["v1"].Origin = "DestinationRule/reviews.default#spec.trafficPolicy"
 		b.up.script = c.script
 		d := b.get("POST /x")
 		d.want(t, c.status, c.body)
 		r := b.wantRecord(c.flags, c.details, 1)
 		if (c.flags == "UO") != (header(&d.resp, "x-envoy-overloaded") == "true") {
 			t.Errorf("%s: x-envoy-overloaded %q", c.flags, header(&d.resp, "x-envoy-overloaded"))
+		}
+		if want := snapshot.Origin("DestinationRule/reviews.default#spec.trafficPolicy"); c.flags == "UO" && r.Decider != want {
+			t.Errorf("%s: decider %q, want who set the limit", c.flags, r.Decider)
 		}
 		if c.flags == "UF" && strings.Contains(c.details, "|") && r.UpstreamError == "" {
 			t.Error("the transport failure is not recorded")

@@ -36,6 +36,28 @@ func Check(r *snapshot.RBAC, s *snapshot.Subject) Result {
 	return res
 }
 
+// DryRun evaluates the shadow rules of one filter, which refuse nobody, and adds
+// their outcome to what earlier filters had to say.
+func DryRun(r *snapshot.RBAC, s *snapshot.Subject, so snapshot.DryRun) snapshot.DryRun {
+	if r == nil || r.Shadow == nil {
+		return so
+	}
+	allowed, policy := r.Shadow.Evaluate(s)
+	trial := snapshot.Trial{Result: "denied"}
+	if allowed {
+		trial.Result = "allowed"
+	}
+	if policy != nil {
+		trial.Policy = policy.Name
+	}
+	if r.Shadow.Action == snapshot.Deny {
+		so.Deny = trial
+	} else {
+		so.Allow = trial
+	}
+	return so
+}
+
 // Details names the policy that refused, nil for the absence of one that allows.
 func Details(policy *snapshot.Policy) string {
 	name := "none"
