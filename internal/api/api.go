@@ -122,12 +122,17 @@ type ObjectItem struct {
 	Object json.RawMessage `json:"object"`
 }
 
-// Applied is the request body of apply: YAML or JSON documents and the name
-// that findings call them by.
+// Applied is the request body of apply: manifests that are applied together or
+// not at all.
 type Applied struct {
+	Manifests []Manifest `json:"manifests"`
+	DryRun    bool       `json:"dryRun,omitempty"`
+}
+
+// Manifest holds YAML or JSON documents and the name that findings call them by.
+type Manifest struct {
 	Source string `json:"source"`
 	Data   []byte `json:"data"`
-	DryRun bool   `json:"dryRun,omitempty"`
 }
 
 // Deleted is the request body of delete.

@@ -88,7 +88,7 @@ func (s *store) Findings(context.Context) ([]finding.Finding, error) {
 }
 
 func (s *store) Apply(_ context.Context, a Applied) (ApplyResult, error) {
-	return ApplyResult{Changed: []ObjectKey{{Name: a.Source + string(a.Data)}}}, nil
+	return ApplyResult{Changed: []ObjectKey{{Name: a.Manifests[0].Source + string(a.Manifests[0].Data)}}}, nil
 }
 
 func (s *store) Delete(_ context.Context, d Deleted) (ApplyResult, error) {
@@ -152,7 +152,7 @@ func TestSocket_callsAndErrors(t *testing.T) {
 	if f, err := c.Findings(ctx); err != nil || len(f) != 1 || f[0].Severity != finding.Error || f[0].Pos.Line != 3 {
 		t.Errorf("Findings = %v, %v", f, err)
 	}
-	if r, err := c.Apply(ctx, Applied{Source: "f", Data: []byte(":x")}); err != nil || r.Changed[0].Name != "f:x" {
+	if r, err := c.Apply(ctx, Applied{Manifests: []Manifest{{Source: "f", Data: []byte(":x")}}}); err != nil || r.Changed[0].Name != "f:x" {
 		t.Errorf("Apply = %v, %v", r, err)
 	}
 	resp, err := c.HTTP().Get("http://control/v1/telemetry/traces")

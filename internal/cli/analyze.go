@@ -16,7 +16,7 @@ import (
 	"lateen.dev/lateen/internal/finding"
 )
 
-// findingsOutput is the machine form of analyze and fix.
+// findingsOutput is the machine form of analyze.
 type findingsOutput struct {
 	APIVersion string            `json:"apiVersion"`
 	Objects    int               `json:"objects"`
@@ -43,13 +43,13 @@ Nothing needs to run. The exit code is 4 when there are findings at or above --f
 			}
 			findings, objects, err := analyze.Paths(args)
 			if err != nil {
-				return fmt.Errorf("analyze: %w", err)
+				return fail(exitFailed, "name an existing file or folder of manifests", "analyze: %w", err)
 			}
 			if findings, err = suppress(findings, suppressed); err != nil {
 				return err
 			}
 			finding.Sort(findings)
-			out := findingsOutput{APIVersion: "lateen.dev/v1alpha1", Objects: objects, Findings: findings}
+			out := findingsOutput{APIVersion: apiVersion, Objects: objects, Findings: findings}
 			if err := o.print(out, func(w io.Writer) {
 				printFindings(w, findings)
 				fmt.Fprintf(w, "%s read\n", plural(objects, "object"))
@@ -65,6 +65,7 @@ Nothing needs to run. The exit code is 4 when there are findings at or above --f
 	cmd.AddCommand(newAnalyzeList(o))
 	cmd.Flags().StringArrayVar(&suppressed, "suppress", nil, "CODE or CODE=KIND/NAME.NAMESPACE not to report; * stands for any text")
 	cmd.Flags().StringVar(&failOn, "fail-on", "error", "lowest severity that makes the exit code 4: info, warning or error")
+	completeFlag(cmd, "fail-on", words("info", "warning", "error"))
 	return cmd
 }
 
@@ -86,6 +87,12 @@ func suppress(fs []finding.Finding, args []string) ([]finding.Finding, error) {
 		})
 	}
 	return fs, nil
+}
+
+// codesOutput is the machine form of analyze list.
+type codesOutput struct {
+	APIVersion string       `json:"apiVersion"`
+	Codes      []codeOutput `json:"codes"`
 }
 
 // codeOutput is one line of analyze list.
@@ -110,7 +117,7 @@ func newAnalyzeList(o *options) *cobra.Command {
 				codes = append(codes, codeOutput{Code: c.ID, Istio: c.Istio, Severity: c.Severity, Title: c.Title, Explanation: c.Explanation})
 				rows = append(rows, []string{c.ID, c.Istio, c.Severity.String(), c.Title})
 			}
-			return o.print(codes, func(w io.Writer) { columns(w, "CODE ISTIO SEVERITY TITLE", rows) })
+			return o.print(codesOutput{apiVersion, codes}, func(w io.Writer) { columns(w, "CODE ISTIO SEVERITY TITLE", rows) })
 		},
 	}
 }
@@ -124,27 +131,33 @@ func severity(name string) (finding.Severity, error) {
 }
 
 func newFix(o *options) *cobra.Command {
-	var dir string
+	var dir, format string
 	var inPlace bool
 	cmd := &cobra.Command{
 		Use:   "fix PATH… (-o DIR | --in-place)",
 		Short: "Write corrected copies of manifests, comments kept",
 		Long: `Write corrected copies of manifests. What an edit does not touch stays as it was, to the
 byte. It says what it changed and why; the exit code is 4 if an error is left.`,
-		Example: "  lateen fix -o mended/ my-manifests/\n  lateen fix --in-place my-manifests/",
+		Example: "  lateen fix -o mended/ my-manifests/\n  lateen fix --in-place my-manifests/\n  lateen fix -o mended/ my-manifests/ --format json",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if !slices.Contains([]string{"table", "json", "yaml"}, format) {
+				return fail(exitUsage, "want table, json or yaml", "output format %q is unknown", format)
+			}
 			if dir == "" && !inPlace {
 				return fail(exitUsage, "name a folder with -o DIR, or say --in-place", "where to write the corrected files is not said")
 			}
 			r, err := fix.Files(args)
 			if err != nil {
-				return fmt.Errorf("fix: %w", err)
+				return fail(exitFailed, "name an existing file or folder of manifests", "fix: %w", err)
 			}
 			if err := writeFixed(r, dir); err != nil {
 				return err
 			}
-			printFix(o.out, r)
+			o.output = format
+			if err := o.print(fixedOutput(r), func(w io.Writer) { printFix(w, r) }); err != nil {
+				return err
+			}
 			if worst, any := finding.Worst(r.Left); any && worst == finding.Error {
 				return silent(exitFindings)
 			}
@@ -153,6 +166,8 @@ byte. It says what it changed and why; the exit code is 4 if an error is left.`,
 	}
 	cmd.Flags().StringVarP(&dir, "output", "o", "", "folder to write the copies to")
 	cmd.Flags().BoolVar(&inPlace, "in-place", false, "change the files themselves")
+	cmd.Flags().StringVar(&format, "format", "table", "how to say what was changed: table, json or yaml")
+	completeFlag(cmd, "format", words("table", "json", "yaml"))
 	return cmd
 }
 
@@ -180,9 +195,38 @@ func writeFixed(r *fix.Result, dir string) error {
 	return nil
 }
 
+// fixOutput is the machine form of fix.
+type fixOutput struct {
+	APIVersion string            `json:"apiVersion"`
+	Changes    []fixChange       `json:"changes"`
+	Removed    []string          `json:"removed"` // files merged into others
+	Left       []finding.Finding `json:"left"`
+}
+
+type fixChange struct {
+	Position finding.Position `json:"position"`
+	Code     string           `json:"code"`
+	Object   finding.Object   `json:"object"`
+	Summary  string           `json:"summary"`
+}
+
+func fixedOutput(r *fix.Result) fixOutput {
+	out := fixOutput{APIVersion: apiVersion, Changes: []fixChange{}, Removed: []string{}, Left: slices.Clone(r.Left)}
+	for _, c := range r.Changes {
+		out.Changes = append(out.Changes, fixChange{c.Pos, c.Code, c.Object, c.Summary})
+	}
+	for _, f := range r.Files {
+		if f.Removed {
+			out.Removed = append(out.Removed, f.Name)
+		}
+	}
+	return out
+}
+
 func printFix(w io.Writer, r *fix.Result) {
 	for _, c := range r.Changes {
-		fmt.Fprintf(w, "%s  fixed  %s  %s\n    %s\n", c.Pos, c.Code, c.Object, c.Summary)
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("%s  fixed  %s  %s", c.Pos, c.Code, c.Object), " "))
+		fmt.Fprintf(w, "    %s\n", c.Summary)
 	}
 	for _, f := range r.Files {
 		if f.Removed {

@@ -101,6 +101,7 @@ without root, Docker or Kubernetes.`,
 	}
 	root.PersistentFlags().StringVar(&o.dataDir, "data", ".lateen", "data directory of the running mesh")
 	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "output format: table, json or yaml")
+	completeFlag(root, "output", words("table", "json", "yaml"))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		// fix has an -o of its own, the folder to write to; o.output is then table.
 		switch o.output {
@@ -116,10 +117,27 @@ without root, Docker or Kubernetes.`,
 		newExec(o), newLogs(o), newPortForward(o),
 		newProxy(o), newTrace(o), newCollector(o), newVersion(o),
 	)
+	root.AddCommand(
+		formerly(o, newProxyStatus(o), "proxy status", "proxy-status", "ps"),
+		formerly(o, newProxyConfig(o), "proxy config", "proxy-config", "pc"),
+	)
 	control := newControl(o)
 	control.Hidden = true
 	root.AddCommand(control)
 	return root
+}
+
+// formerly hides cmd behind the spellings of istioctl, which say the name it
+// has here.
+func formerly(o *options, cmd *cobra.Command, now, name string, aliases ...string) *cobra.Command {
+	_, args, _ := strings.Cut(cmd.Use, " ")
+	cmd.Use, cmd.Aliases, cmd.Hidden = name+" "+args, aliases, true
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		fmt.Fprintf(o.errOut, "this is: lateen %s\n", now)
+		return run(cmd, args)
+	}
+	return cmd
 }
 
 // report prints err as people read it and returns the exit code.

@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -77,11 +79,10 @@ func newStatus(o *options) *cobra.Command {
 func printStatus(w io.Writer, s api.Status) {
 	fmt.Fprintf(w, "lateen %s, trust domain %s, root valid until %s, revision %d\n",
 		s.Version, s.TrustDomain, s.RootExpiry.Format(time.DateOnly), s.Revision)
-	kinds := make([]string, 0, len(s.Objects))
-	for kind, n := range s.Objects {
-		kinds = append(kinds, fmt.Sprintf("%d %s", n, kind))
+	kinds := slices.Sorted(maps.Keys(s.Objects))
+	for i, kind := range kinds {
+		kinds[i] = fmt.Sprintf("%d %s", s.Objects[kind], kind)
 	}
-	slices.Sort(kinds)
 	fmt.Fprintf(w, "objects  %s\n\n", strings.Join(kinds, ", "))
 	printProxies(w, s.Proxies)
 	if len(s.Findings) > 0 {
@@ -131,7 +132,7 @@ func printFindings(w io.Writer, fs []finding.Finding) {
 	counts := map[finding.Severity]int{}
 	for _, f := range fs {
 		counts[f.Severity]++
-		fmt.Fprintf(w, "%s  %s  %s  %s\n", f.Pos, f.Severity, f.CodeText(), f.Object)
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("%s  %s  %s  %s", f.Pos, f.Severity, f.CodeText(), f.Object), " "))
 		fmt.Fprintf(w, "    %s\n", f.Message)
 		if f.Hint != "" {
 			fmt.Fprintf(w, "    hint: %s\n", f.Hint)
@@ -149,14 +150,7 @@ func newApply(o *options) *cobra.Command {
 		Long:    "Add or replace objects in the running mesh. With an error finding nothing is changed.",
 		Example: "  lateen apply -f route.yaml\n  lateen apply -f route.yaml --dry-run\n  cat route.yaml | lateen apply -f -",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, name := range files {
-				if err := o.apply(cmd, name, dryRun); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.apply(cmd, files, dryRun) },
 	}
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "file or folder to apply; - for standard input")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would happen and change nothing")
@@ -164,32 +158,34 @@ func newApply(o *options) *cobra.Command {
 	return cmd
 }
 
-func (o *options) apply(cmd *cobra.Command, name string, dryRun bool) error {
-	documents, err := readDocuments(cmd.InOrStdin(), name)
-	if err != nil {
-		return err
-	}
-	for _, d := range documents {
-		r, err := ask(cmd.Context(), o, func(ctx context.Context, c *api.Client) (api.ApplyResult, error) {
-			return c.Apply(ctx, api.Applied{Source: d.name, Data: d.data, DryRun: dryRun})
-		})
+// apply sends everything at once, so that an error in the last file leaves the
+// first one unapplied too.
+func (o *options) apply(cmd *cobra.Command, files []string, dryRun bool) error {
+	req := api.Applied{DryRun: dryRun}
+	for _, name := range files {
+		documents, err := readDocuments(cmd.InOrStdin(), name)
 		if err != nil {
 			return err
 		}
-		if err := o.printChange("applied", r, dryRun); err != nil {
-			return err
-		}
+		req.Manifests = append(req.Manifests, documents...)
 	}
-	return nil
+	r, err := ask(cmd.Context(), o, func(ctx context.Context, c *api.Client) (api.ApplyResult, error) { return c.Apply(ctx, req) })
+	if err != nil {
+		return err
+	}
+	return o.printChange("applied", r, dryRun)
 }
 
 func (o *options) printChange(verb string, r api.ApplyResult, dryRun bool) error {
 	if dryRun {
 		verb += " (dry run)"
 	}
-	err := o.print(r, func(w io.Writer) {
+	err := o.print(changeOutput{apiVersion, r}, func(w io.Writer) {
 		for _, k := range r.Changed {
 			fmt.Fprintf(w, "%s %s\n", objectName(k), verb)
+		}
+		if len(r.Changed) == 0 && !refused(r.Findings) {
+			fmt.Fprintln(w, "nothing changes: it is in force already")
 		}
 		if len(r.Findings) > 0 {
 			printFindings(w, r.Findings)
@@ -198,42 +194,48 @@ func (o *options) printChange(verb string, r api.ApplyResult, dryRun bool) error
 	if err != nil {
 		return err
 	}
-	if worst, any := finding.Worst(r.Findings); any && worst == finding.Error {
+	if refused(r.Findings) {
 		return silent(exitFindings)
 	}
 	return nil
+}
+
+// changeOutput is the machine form of apply and delete.
+type changeOutput struct {
+	APIVersion string `json:"apiVersion"`
+	api.ApplyResult
+}
+
+func refused(fs []finding.Finding) bool {
+	worst, any := finding.Worst(fs)
+	return any && worst == finding.Error
 }
 
 func objectName(k api.ObjectKey) string {
 	return finding.Object{Kind: k.Kind, Namespace: k.Namespace, Name: k.Name}.String()
 }
 
-type document struct {
-	name string
-	data []byte
-}
-
 // readDocuments reads a file, all YAML files of a folder, or standard input.
-func readDocuments(stdin io.Reader, name string) ([]document, error) {
+func readDocuments(stdin io.Reader, name string) ([]api.Manifest, error) {
 	if name == "-" {
 		data, err := io.ReadAll(stdin)
-		return []document{{"stdin", data}}, err
+		return []api.Manifest{{Source: "stdin", Data: data}}, err
 	}
 	info, err := os.Stat(name)
 	if err != nil {
-		return nil, fmt.Errorf("read manifests: %w", err)
+		return nil, fail(exitFailed, "name an existing file or folder with -f, or - for standard input", "read manifests: %w", err)
 	}
 	if !info.IsDir() {
 		data, err := os.ReadFile(name)
-		return []document{{name, data}}, err
+		return []api.Manifest{{Source: name, Data: data}}, err
 	}
-	var docs []document
+	var docs []api.Manifest
 	err = filepath.WalkDir(name, func(path string, d fs.DirEntry, err error) error {
 		if ext := filepath.Ext(path); err != nil || d.IsDir() || ext != ".yaml" && ext != ".yml" {
 			return err
 		}
 		data, err := os.ReadFile(path)
-		docs = append(docs, document{path, data})
+		docs = append(docs, api.Manifest{Source: path, Data: data})
 		return err
 	})
 	return docs, err
@@ -246,7 +248,9 @@ func newDelete(o *options) *cobra.Command {
 		Use:     "delete (KIND/NAME.NAMESPACE… | -f FILE…)",
 		Short:   "Remove objects that were applied",
 		Long:    "Remove objects that were applied. Objects of watched files belong to their files and are refused.",
-		Example: "  lateen delete VirtualService/reviews.default\n  lateen delete -f route.yaml",
+		Example: "  lateen delete VirtualService/reviews.default\n  lateen delete -f route.yaml\n  lateen delete -f route.yaml --dry-run",
+
+		ValidArgsFunction: o.live(0, appliedNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			keys, err := deleteKeys(cmd.InOrStdin(), args, files)
 			if err != nil {
@@ -281,7 +285,7 @@ func deleteKeys(stdin io.Reader, args, files []string) ([]api.ObjectKey, error) 
 			return nil, err
 		}
 		for _, d := range docs {
-			objects, _ := resource.Decode(d.name, d.data)
+			objects, _ := resource.Decode(d.Source, d.Data)
 			for _, obj := range objects {
 				keys = append(keys, api.ObjectKey{Kind: string(obj.Kind), Namespace: obj.Namespace, Name: obj.Name})
 			}
@@ -312,6 +316,9 @@ func parseObject(text string) (api.ObjectQuery, error) {
 
 // kindName finds a kind whatever its case, also in the plural.
 func kindName(word string) (string, error) {
+	if k, ok := shortKinds[strings.ToLower(word)]; ok {
+		return string(k), nil
+	}
 	var names []string
 	for _, k := range resource.Kinds() {
 		name := string(k.Kind)
@@ -336,6 +343,7 @@ func newGet(o *options) *cobra.Command {
 		Short:   "Show objects in force and where they come from",
 		Example: "  lateen get\n  lateen get virtualservice\n  lateen get VirtualService/reviews.default -o yaml",
 		Args:    cobra.MaximumNArgs(1),
+		ValidArgsFunction: o.live(0, kindsAndObjects),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var q api.ObjectQuery
 			var err error
@@ -350,7 +358,7 @@ func newGet(o *options) *cobra.Command {
 			if namespace != "" {
 				q.Namespace = namespace
 			}
-			items, err := ask(cmd.Context(), o, func(ctx context.Context, c *api.Client) ([]api.ObjectItem, error) { return c.Objects(ctx, q) })
+			items, err := o.objects(cmd.Context(), q)
 			if err != nil {
 				return err
 			}
@@ -359,6 +367,31 @@ func newGet(o *options) *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only objects of this namespace")
 	return cmd
+}
+
+// objects asks for objects in force; one that is named must be there.
+func (o *options) objects(ctx context.Context, q api.ObjectQuery) ([]api.ObjectItem, error) {
+	items, err := ask(ctx, o, func(ctx context.Context, c *api.Client) ([]api.ObjectItem, error) { return c.Objects(ctx, q) })
+	if err != nil || len(items) > 0 {
+		return items, err
+	}
+	if q.Name == "" {
+		fmt.Fprintf(o.errOut, "no %s is in force\n", cmp.Or(q.Kind, "object"))
+		return items, nil
+	}
+	all, err := ask(ctx, o, func(ctx context.Context, c *api.Client) ([]api.ObjectItem, error) {
+		return c.Objects(ctx, api.ObjectQuery{Kind: q.Kind})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return nil, notInForce(q, all)
+}
+
+// objectsOutput is the machine form of get.
+type objectsOutput struct {
+	APIVersion string           `json:"apiVersion"`
+	Objects    []api.ObjectItem `json:"objects"`
 }
 
 func (o *options) printObjects(items []api.ObjectItem) error {
@@ -372,11 +405,13 @@ func (o *options) printObjects(items []api.ObjectItem) error {
 		}
 		return nil
 	}
-	return o.print(items, func(w io.Writer) {
+	return o.print(objectsOutput{apiVersion, items}, func(w io.Writer) {
 		var rows [][]string
 		for _, item := range items {
 			rows = append(rows, []string{objectName(item.Key), item.Source})
 		}
-		columns(w, "OBJECT SOURCE", rows)
+		if len(rows) > 0 {
+			columns(w, "OBJECT SOURCE", rows)
+		}
 	})
 }

@@ -11,6 +11,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
+// apiVersion says which form the machine output has; it only gains fields.
+const apiVersion = "lateen.dev/v1alpha1"
+
 // print writes v as the --output flag asks; table writes the human form.
 func (o *options) print(v any, table func(w io.Writer)) error {
 	switch o.output {

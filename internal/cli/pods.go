@@ -21,6 +21,8 @@ func newExec(o *options) *cobra.Command {
 		Short:   "Run a command in a pod's namespaces",
 		Example: "  lateen exec frontend -- curl -s http://user-service:8080/api/user\n  lateen exec order-service-v1 -- env\n  lateen exec frontend -c app -- sh",
 		Args:    cobra.MinimumNArgs(2),
+
+		ValidArgsFunction: o.live(0, podNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			code, err := local.NewClient(o.dataDir).Exec(cmd.Context(), args[0], container, args[1:], os.Stdin, os.Stdout, os.Stderr)
 			if err != nil {
@@ -44,6 +46,8 @@ func newLogs(o *options) *cobra.Command {
 		Short:   "Print what a pod's program or its proxy has written",
 		Example: "  lateen logs frontend\n  lateen logs frontend -c proxy -f\n  lateen logs opentelemetry-collector.observability",
 		Args:    cobra.ExactArgs(1),
+
+		ValidArgsFunction: o.live(0, podNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := local.NewClient(o.dataDir).Logs(cmd.Context(), args[0], container, follow, o.out)
 			if errors.Is(err, context.Canceled) {
@@ -52,7 +56,8 @@ func newLogs(o *options) *cobra.Command {
 			return o.explainNode(err)
 		},
 	}
-	cmd.Flags().StringVarP(&container, "container", "c", "app", "app or proxy")
+	cmd.Flags().StringVarP(&container, "container", "c", "", "app, proxy or a container's name (default app; a gateway's is its proxy)")
+	completeFlag(cmd, "container", words("app", "proxy"))
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing until Ctrl-C")
 	return cmd
 }
@@ -61,12 +66,17 @@ func newPortForward(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:     "port-forward POD [LOCAL:]PORT",
 		Short:   "Open a port of a pod's loopback on this machine",
-		Example: "  lateen port-forward frontend 8080\n  lateen port-forward frontend 9000:15000",
+		Example: "  lateen port-forward frontend 8080\n  lateen port-forward frontend 9000:15000\n  lateen port-forward opentelemetry-collector.observability 8889",
 		Args:    cobra.ExactArgs(2),
+
+		ValidArgsFunction: o.live(0, podNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			here, there, err := parsePorts(args[1])
 			if err != nil {
 				return err
+			}
+			if _, err := local.NewClient(o.dataDir).Pod(cmd.Context(), args[0]); err != nil {
+				return o.explainNode(err)
 			}
 			l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(here)))
 			if err != nil {

@@ -18,6 +18,7 @@ func newProxy(o *options) *cobra.Command {
 		Use:     "proxy",
 		Short:   "Look into proxies: sync state and configuration",
 		Aliases: []string{"proxies"},
+		Example: "  lateen proxy status\n  lateen proxy config route frontend --why\n  lateen proxy config secret frontend",
 	}
 	cmd.AddCommand(newProxyStatus(o), newProxyConfig(o))
 	return cmd
@@ -29,6 +30,8 @@ func newProxyStatus(o *options) *cobra.Command {
 		Short:   "Say which proxies have which configuration, and since when",
 		Example: "  lateen proxy status\n  lateen proxy status frontend\n  lateen proxy status -o json",
 		Args:    cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: o.live(0, proxyNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			proxies, err := ask(cmd.Context(), o, func(ctx context.Context, c *api.Client) ([]api.ProxyStatus, error) { return c.Proxies(ctx) })
 			if err != nil {
@@ -41,9 +44,15 @@ func newProxyStatus(o *options) *cobra.Command {
 				}
 				proxies = []api.ProxyStatus{one}
 			}
-			return o.print(proxies, func(w io.Writer) { printProxies(w, proxies) })
+			return o.print(proxiesOutput{apiVersion, proxies}, func(w io.Writer) { printProxies(w, proxies) })
 		},
 	}
+}
+
+// proxiesOutput is the machine form of proxy status.
+type proxiesOutput struct {
+	APIVersion string            `json:"apiVersion"`
+	Proxies    []api.ProxyStatus `json:"proxies"`
 }
 
 // findProxy finds a proxy by pod.namespace, pod name, or the beginning of one
@@ -65,7 +74,11 @@ func findProxy(proxies []api.ProxyStatus, name string) (api.ProxyStatus, error) 
 		return matches[0], nil
 	}
 	slices.Sort(ids)
-	return api.ProxyStatus{}, fail(exitFailed, "proxies: "+strings.Join(ids, ", "), "no proxy %q is connected", name)
+	hint := "connected: " + strings.Join(ids, ", ")
+	if len(ids) == 0 {
+		hint = "no proxy is connected; lateen get pod lists pods"
+	}
+	return api.ProxyStatus{}, fail(exitFailed, hint, "no proxy %q is connected", name)
 }
 
 // configTypes maps the words of `proxy config` to the short names of xDS types.
@@ -85,8 +98,13 @@ func newProxyConfig(o *options) *cobra.Command {
 		Example: `  lateen proxy config route frontend --why
   lateen proxy config cluster frontend-7c9f.default -o json
   lateen proxy config all frontend`,
-		Args:      cobra.ExactArgs(2),
-		ValidArgs: []string{"listener", "route", "cluster", "endpoint", "secret", "all"},
+		Args: cobra.ExactArgs(2),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 0 {
+				return words("listener", "route", "cluster", "endpoint", "secret", "all")(cmd, args, typed)
+			}
+			return o.live(1, proxyNames)(cmd, args, typed)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.proxyConfig(cmd.Context(), strings.TrimSuffix(args[0], "s"), args[1], why)
 		},
@@ -123,7 +141,7 @@ func (o *options) proxyConfig(ctx context.Context, what, pod string, why bool) e
 		return o.proxySecrets(ctx, id)
 	}
 	if o.output != "table" {
-		return o.print(pick(resources, what), nil)
+		return o.print(configOutput{apiVersion, id, pick(resources, what)}, nil)
 	}
 	places := originPlaces(resources)
 	for _, t := range configTypes {
@@ -139,12 +157,20 @@ func (o *options) proxyConfig(ctx context.Context, what, pod string, why bool) e
 			}
 			continue
 		}
-		printResources(o.out, t.word, resources[t.short], places, why)
+		printResources(o.out, t.word, resources, t.short, places, why)
 		if what == "all" {
 			fmt.Fprintln(o.out)
 		}
 	}
 	return nil
+}
+
+// configOutput is the machine form of proxy config: resources by name, or with
+// "all" by type and name.
+type configOutput struct {
+	APIVersion string `json:"apiVersion"`
+	Proxy      string `json:"proxy"`
+	Resources  any    `json:"resources"`
 }
 
 func pick(r api.ProxyResources, what string) any {
@@ -226,8 +252,9 @@ func camel(s string) string {
 
 func (t tree) origin() string { return t.text("metadata", "filter_metadata", "lateen", "origin") }
 
-func printResources(w io.Writer, word string, resources map[string]json.RawMessage, places map[string]string, why bool) {
+func printResources(w io.Writer, word string, all api.ProxyResources, short string, places map[string]string, why bool) {
 	header, rowsOf := resourceColumns(word)
+	resources := all[short]
 	var names []string
 	for name := range resources {
 		names = append(names, name)
@@ -241,6 +268,13 @@ func printResources(w io.Writer, word string, resources map[string]json.RawMessa
 			continue
 		}
 		for _, r := range rowsOf(name, t) {
+			if why && word == "endpoint" {
+				// An endpoint is there because of its cluster.
+				var cluster tree
+				if json.Unmarshal(all["CDS"][name], &cluster) == nil {
+					r.origin = cluster.origin()
+				}
+			}
 			if why {
 				r.cells = append(r.cells, because(r.origin, places))
 			}

@@ -92,9 +92,37 @@ func routeMatch(r tree) string {
 		parts = append(parts, "regex "+v)
 	}
 	for _, h := range r.list("match", "headers") {
-		parts = append(parts, h.text("name"))
+		parts = append(parts, conditionText(h, "header "))
 	}
-	return strings.Join(parts, "+")
+	for _, q := range r.list("match", "query_parameters") {
+		parts = append(parts, conditionText(q, "query "))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// conditionText says what a header or a query parameter must be:
+// `header canary: true`, `no header x`, `header x: prefix a`.
+func conditionText(c tree, kind string) string {
+	name := strings.TrimPrefix(c.text("name"), ":")
+	if c.text("name") != name {
+		kind = "" // :method and :authority are what they say
+	}
+	text := kind + name
+	for _, where := range []string{"string_match", "range_match"} {
+		m := tree{"m": c.at(where)}
+		for _, how := range []string{"exact", "prefix", "suffix", "contains"} {
+			if v := m.text("m", how); v != "" {
+				text += ": " + strings.TrimPrefix(how+" "+v, "exact ")
+			}
+		}
+		if v := m.text("m", "safe_regex", "regex"); v != "" {
+			text += ": regex " + v
+		}
+	}
+	if c.at("present_match") == false || c.at("invert_match") == true {
+		text = "not " + text
+	}
+	return text
 }
 
 func routeAction(r tree) string {

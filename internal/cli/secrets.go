@@ -43,7 +43,12 @@ func (o *options) proxySecrets(ctx context.Context, id string) error {
 	if err := o.adminGet(ctx, id, "/certs", &certs); err != nil {
 		return err
 	}
-	return o.print(certs.Certificates, func(w io.Writer) {
+	out := struct {
+		APIVersion   string `json:"apiVersion"`
+		Proxy        string `json:"proxy"`
+		Certificates any    `json:"certificates"`
+	}{apiVersion, id, certs.Certificates}
+	return o.print(out, func(w io.Writer) {
 		var rows [][]string
 		add := func(kind string, list []certificate) {
 			for _, c := range list {

@@ -18,7 +18,8 @@ import (
 )
 
 func newTrace(o *options) *cobra.Command {
-	cmd := &cobra.Command{Use: "trace", Short: "Find requests and look into them", Aliases: []string{"traces"}}
+	cmd := &cobra.Command{Use: "trace", Short: "Find requests and look into them", Aliases: []string{"traces"},
+		Example: "  lateen trace ls\n  lateen trace ls --error\n  lateen trace show 4f1c2a"}
 	cmd.AddCommand(newTraceList(o), newTraceShow(o))
 	return cmd
 }
@@ -55,26 +56,31 @@ func newTraceList(o *options) *cobra.Command {
 }
 
 func newTraceShow(o *options) *cobra.Command {
-	return &cobra.Command{
+	var limit int
+	cmd := &cobra.Command{
 		Use:     "show ID",
 		Short:   "Show one trace as a waterfall",
-		Example: "  lateen trace show 4f1c2a\n  lateen trace show 4f1c2a -o json",
+		Example: "  lateen trace show 4f1c2a\n  lateen trace show 4f1c2a --limit 0\n  lateen trace show 4f1c2a -o json",
 		Args:    cobra.ExactArgs(1),
+
+		ValidArgsFunction: o.live(0, traceIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			trace, err := ask(cmd.Context(), o, func(ctx context.Context, c *api.Client) (*query.Trace, error) {
 				return (&query.Client{HTTP: c.HTTP()}).Get(ctx, args[0])
 			})
 			if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrAmbiguous) {
-				return fail(exitFailed, "lateen trace ls lists traces; ids may be shortened while they are unique", "trace %q: %w", args[0], err)
+				return fail(exitFailed, "lateen trace ls lists traces; ids may be shortened while they are unique", "%w", err)
 			}
 			if err != nil {
 				return err
 			}
 			var failed error
-			err = o.print(trace, func(w io.Writer) { failed = query.RenderTrace(w, trace) })
+			err = o.print(trace, func(w io.Writer) { failed = query.RenderTrace(w, trace, limit) })
 			return errors.Join(err, failed)
 		},
 	}
+	cmd.Flags().IntVar(&limit, "limit", 100, "print at most this many spans; 0 prints all")
+	return cmd
 }
 
 func newCollector(o *options) *cobra.Command {

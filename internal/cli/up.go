@@ -48,6 +48,7 @@ Ctrl-C, which stops everything and leaves nothing behind.`,
 	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	cmd.Flags().DurationVar(&f.certLifetime, "cert-lifetime", 0, "lifetime of workload certificates (default 24h)")
 	_ = cmd.MarkFlagRequired("filename")
+	completeFlag(cmd, "log-level", words("debug", "info", "warn", "error"))
 	return cmd
 }
 

@@ -156,18 +156,26 @@ var validNamespace = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 // Apply implements api.Backend: all documents or none.
 func (b *backend) Apply(ctx context.Context, req api.Applied) (api.ApplyResult, error) {
-	objects, findings := resource.Decode(req.Source, req.Data)
-	seen := make(map[resource.Key]bool, len(objects))
+	var objects []*resource.Object
+	var findings []finding.Finding
+	for _, m := range req.Manifests {
+		found, about := resource.Decode(m.Source, m.Data)
+		objects, findings = append(objects, found...), append(findings, about...)
+	}
+	if len(objects) == 0 && len(findings) == 0 {
+		return api.ApplyResult{}, invalid("apply: there is no object in what was given")
+	}
+	seen := make(map[resource.Key]*resource.Object, len(objects))
 	for _, o := range objects {
 		switch {
 		case o.Namespace != "" && !validNamespace.MatchString(o.Namespace):
 			return api.ApplyResult{}, invalid("apply %v: %q is no name of a namespace", o.Key, o.Namespace)
-		case seen[o.Key]:
-			return api.ApplyResult{}, invalid("apply %v: it is in %s twice", o.Key, req.Source)
+		case seen[o.Key] != nil:
+			return api.ApplyResult{}, invalid("apply %v: it is given twice, at %s and %s", o.Key, place(seen[o.Key]), place(o))
 		case len(o.Name) > 240:
 			return api.ApplyResult{}, invalid("apply %v: the name is longer than 240 characters", o.Key)
 		}
-		seen[o.Key] = true
+		seen[o.Key] = o
 	}
 	result, err := api.ApplyResult{}, error(nil)
 	if !b.c.call(ctx, func() { result, err = b.c.apply(objects, findings, req.DryRun) }) {
@@ -260,7 +268,7 @@ func (c *controller) delete(req api.Deleted) (api.ApplyResult, error) {
 			return api.ApplyResult{}, err
 		}
 		if c.applied.objects[k] == nil {
-			return api.ApplyResult{}, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("delete %v: nothing of that name was applied", k)}
+			return api.ApplyResult{}, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("delete %v: nothing of that name was applied", k), Hint: "lateen get lists what is in force and where it comes from"}
 		}
 		result.Changed = append(result.Changed, wire)
 	}

@@ -277,7 +277,7 @@ func TestApply_storesRefusesAndDeletes(t *testing.T) {
 	ctx := t.Context()
 	apply := func(text string) (api.ApplyResult, error) {
 		t.Helper()
-		return p.api.Apply(ctx, api.Applied{Source: "stdin", Data: []byte(text)})
+		return p.api.Apply(ctx, api.Applied{Manifests: []api.Manifest{{Source: "stdin", Data: []byte(text)}}})
 	}
 	good := "# why: a comment\n" + strings.ReplaceAll(virtualService, "NAME", "good")
 	r, err := apply(good)

@@ -90,6 +90,9 @@ type Object struct {
 
 // String returns Kind/name.namespace, or Kind/name for a cluster-scoped object.
 func (o Object) String() string {
+	if o.Name == "" {
+		return o.Kind // a fragment, or no object at all
+	}
 	if o.Namespace == "" {
 		return o.Kind + "/" + o.Name
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -110,7 +111,8 @@ func (c *Client) Pod(ctx context.Context, name string) (PodStatus, error) {
 		}
 	}
 	if best == nil {
-		return PodStatus{}, fmt.Errorf("no pod %q; there are: %s", name, strings.Join(have, ", "))
+		slices.Sort(have)
+		return PodStatus{}, fmt.Errorf("no pod %q\nhint: there are %s", name, strings.Join(have, ", "))
 	}
 	return *best, nil
 }
@@ -206,7 +208,11 @@ func (c *Client) Logs(ctx context.Context, podName, container string, follow boo
 		path = p.Containers[0].Log // a gateway is its proxy
 	}
 	if path == "" {
-		return fmt.Errorf("pod %s has no container %q", p.Name, container)
+		var have []string
+		for _, cs := range p.Containers {
+			have = append(have, cs.Name)
+		}
+		return fmt.Errorf("pod %s has no container %q\nhint: there are %s", p.Name, container, strings.Join(have, ", "))
 	}
 	if old, err := os.Open(path + ".1"); err == nil {
 		_, err = io.Copy(w, old)

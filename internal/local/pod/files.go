@@ -98,7 +98,7 @@ func (p *Pod) container(name string) (*container, error) {
 	if name == ProxyContainer && p.proxy != nil {
 		return nil, errors.New("the proxy is not a container here: it has no file system of its own to enter")
 	}
-	return nil, fmt.Errorf("no container %q; there are: %s", name, strings.Join(names, ", "))
+	return nil, fmt.Errorf("no container %q\nhint: there are %s", name, strings.Join(names, ", "))
 }
 
 // Signal sends a signal to a container's first process, or to the proxy.

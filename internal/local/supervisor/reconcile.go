@@ -334,11 +334,49 @@ func (s *Supervisor) readiness() readiness {
 	return r
 }
 
+// reportWorkloads tells what runs and where: one line for each owner of pods.
+func (s *Supervisor) reportWorkloads() {
+	var owners []api.ObjectKey
+	addresses := map[api.ObjectKey][]string{}
+	with := map[api.ObjectKey]string{}
+	for _, p := range s.pods {
+		if p.gone {
+			continue
+		}
+		st := p.Status()
+		if addresses[p.owner] == nil {
+			owners = append(owners, p.owner)
+		}
+		address := ""
+		if len(st.IPs) > 0 {
+			address = st.IPs[0].String()
+		}
+		addresses[p.owner] = append(addresses[p.owner], address)
+		switch st.Mode {
+		case pod.Sidecar:
+			with[p.owner] = ", sidecar"
+		case pod.Gateway:
+			with[p.owner] = ", gateway"
+		}
+	}
+	slices.SortFunc(owners, func(a, b api.ObjectKey) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	for _, o := range owners {
+		slices.Sort(addresses[o])
+		s.event(Event{
+			Kind: "pod", Namespace: o.Namespace, Name: o.Name,
+			Message: fmt.Sprintf("%d ready at %s%s", len(addresses[o]), strings.Join(addresses[o], ", "), with[o]),
+		})
+	}
+}
+
 // reportReady tells once that every pod is ready.
 func (s *Supervisor) reportReady(r readiness) {
 	if !r.all || s.wasReady || r.pods == 0 {
 		return
 	}
 	s.wasReady = true
+	s.reportWorkloads()
 	s.event(Event{Kind: "ready", Message: fmt.Sprintf("%d pods ready, %d with a proxy", r.pods, r.sidecars)})
 }

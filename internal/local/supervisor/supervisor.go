@@ -335,7 +335,7 @@ func (s *Supervisor) Find(name string) (*pod.Pod, error) {
 		return best.Pod, nil
 	}
 	slices.Sort(have)
-	return nil, fmt.Errorf("no pod %q; there are: %s", name, strings.Join(have, ", "))
+	return nil, fmt.Errorf("no pod %q\nhint: there are %s", name, strings.Join(have, ", "))
 }
 
 // Delete stops a pod; a Deployment replaces it.

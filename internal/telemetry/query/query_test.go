@@ -42,7 +42,7 @@ func spans() []store.Span {
 func TestRenderTrace_waterfall(t *testing.T) {
 	var b bytes.Buffer
 	tr := &Trace{TraceID: spans()[0].TraceID, Spans: spans()}
-	if err := RenderTrace(&b, tr); err != nil {
+	if err := RenderTrace(&b, tr, 0); err != nil {
 		t.Fatal(err)
 	}
 	_, got, _ := strings.Cut(b.String(), "\n") // the first line has the local time
@@ -66,7 +66,7 @@ func TestTree_cycleHidesNothing(t *testing.T) {
 	a, b := span(1, 2, "a", "a", 0, 0, 1), span(2, 1, "b", "b", 0, 0, 1)
 	c := span(3, 2, "c", "c", 0, 0, 1)
 	var out bytes.Buffer
-	if err := RenderTrace(&out, &Trace{Spans: []store.Span{a, b, c}}); err != nil {
+	if err := RenderTrace(&out, &Trace{Spans: []store.Span{a, b, c}}, 0); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(out.String(), "µs"); n < 3 {

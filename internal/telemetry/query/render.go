@@ -84,8 +84,9 @@ func cyclic(n *node, parentOf func(*node) *node, limit int) bool {
 //	      upstream_reset_before_response_started{…}; VirtualService/a.b#spec.http[0] (vs.yaml:12)
 //
 // Below a span stands what a person asks next: the error and the line of
-// configuration that decided.
-func RenderTrace(w io.Writer, t *Trace) error {
+// configuration that decided. At most limit spans are written, and how many are
+// left out is said; 0 means all.
+func RenderTrace(w io.Writer, t *Trace, limit int) error {
 	var b bytes.Buffer
 	start, end := bounds(t.Spans)
 	errs := 0
@@ -124,6 +125,10 @@ func RenderTrace(w io.Writer, t *Trace) error {
 	for i, r := range roots {
 		visit(r, "", i == len(roots)-1, 0)
 	}
+	more := 0
+	if limit > 0 && len(rows) > limit {
+		rows, more = rows[:limit], len(rows)-limit
+	}
 	left, name := 0, 0
 	for i := range rows {
 		left, name = max(left, utf8.RuneCountInString(rows[i].left)), max(name, utf8.RuneCountInString(rows[i].name))
@@ -135,6 +140,9 @@ func RenderTrace(w io.Writer, t *Trace) error {
 		if r.note != "" {
 			fmt.Fprintf(&b, "      %s\n", r.note)
 		}
+	}
+	if more > 0 {
+		fmt.Fprintf(&b, "and %d spans more; --limit 0 prints all\n", more)
 	}
 	_, err := w.Write(b.Bytes())
 	return err

@@ -113,10 +113,10 @@ func TestFaults_controlProcessAndProxyKilled(t *testing.T) {
 		t.Errorf("while the control process was killed: %+v, want 200 alone", a)
 	}
 	m.until(20*time.Second, "the control process is back", func() error {
-		var proxies []struct{ ID string }
-		m.askJSON(&proxies, "proxy", "status")
-		if len(proxies) != 3 {
-			return fmt.Errorf("%d proxies connected, want 3", len(proxies))
+		var list struct{ Proxies []struct{ ID string } }
+		m.askJSON(&list, "proxy", "status")
+		if len(list.Proxies) != 3 {
+			return fmt.Errorf("%d proxies connected, want 3", len(list.Proxies))
 		}
 		return nil
 	})

@@ -297,11 +297,13 @@ func (m *mesh) pods() (map[string]bool, error) {
 	if code != 0 {
 		return nil, errors.New(errs)
 	}
-	var list []struct {
-		Object struct {
-			Metadata struct{ Name string }
-			Status   struct {
-				Conditions []struct{ Type, Status string }
+	var list struct {
+		Objects []struct {
+			Object struct {
+				Metadata struct{ Name string }
+				Status   struct {
+					Conditions []struct{ Type, Status string }
+				}
 			}
 		}
 	}
@@ -309,7 +311,7 @@ func (m *mesh) pods() (map[string]bool, error) {
 		return nil, fmt.Errorf("%w in %s", err, out)
 	}
 	pods := map[string]bool{}
-	for _, item := range list {
+	for _, item := range list.Objects {
 		pods[item.Object.Metadata.Name] = false
 		for _, c := range item.Object.Status.Conditions {
 			if c.Type == "Ready" && c.Status == "True" {

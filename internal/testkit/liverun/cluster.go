@@ -268,12 +268,12 @@ type object struct {
 }
 
 func (c *cluster) objects(ctx context.Context, kind string) ([]object, error) {
-	var list []api.ObjectItem
+	var list struct{ Objects []api.ObjectItem }
 	if err := c.lateen(ctx, &list, "get", kind); err != nil {
 		return nil, err
 	}
-	out := make([]object, len(list))
-	for i, item := range list {
+	out := make([]object, len(list.Objects))
+	for i, item := range list.Objects {
 		if err := json.Unmarshal(item.Object, &out[i]); err != nil {
 			return nil, fmt.Errorf("read %s: %w", kind, err)
 		}
