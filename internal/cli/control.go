@@ -150,7 +150,7 @@ func newApply(o *options) *cobra.Command {
 		Long:    "Add or replace objects in the running mesh. With an error finding nothing is changed.",
 		Example: "  lateen apply -f route.yaml\n  lateen apply -f route.yaml --dry-run\n  cat route.yaml | lateen apply -f -",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.apply(cmd, files, dryRun) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return o.apply(cmd, files, dryRun) },
 	}
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "file or folder to apply; - for standard input")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would happen and change nothing")
@@ -339,10 +339,10 @@ func kindName(word string) (string, error) {
 func newGet(o *options) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
-		Use:     "get [KIND[/NAME.NAMESPACE]]",
-		Short:   "Show objects in force and where they come from",
-		Example: "  lateen get\n  lateen get virtualservice\n  lateen get VirtualService/reviews.default -o yaml",
-		Args:    cobra.MaximumNArgs(1),
+		Use:               "get [KIND[/NAME.NAMESPACE]]",
+		Short:             "Show objects in force and where they come from",
+		Example:           "  lateen get\n  lateen get virtualservice\n  lateen get VirtualService/reviews.default -o yaml",
+		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: o.live(0, kindsAndObjects),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var q api.ObjectQuery

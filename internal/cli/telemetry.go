@@ -18,8 +18,10 @@ import (
 )
 
 func newTrace(o *options) *cobra.Command {
-	cmd := &cobra.Command{Use: "trace", Short: "Find requests and look into them", Aliases: []string{"traces"},
-		Example: "  lateen trace ls\n  lateen trace ls --error\n  lateen trace show 4f1c2a"}
+	cmd := &cobra.Command{
+		Use: "trace", Short: "Find requests and look into them", Aliases: []string{"traces"},
+		Example: "  lateen trace ls\n  lateen trace ls --error\n  lateen trace show 4f1c2a",
+	}
 	cmd.AddCommand(newTraceList(o), newTraceShow(o))
 	return cmd
 }
