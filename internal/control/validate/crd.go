@@ -377,12 +377,13 @@ func uniqueNumbers(v any) bool {
 }
 
 // moduleURL accepts what a Wasm module may be fetched from: a URL, or an image
-// name without a scheme.
+// name without a scheme. As on Kubernetes, "host:5000/image" has the scheme
+// "host", and is refused.
 func moduleURL(s string) bool {
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme == "" || !strings.Contains(s, "://") {
-		_, err := url.Parse("http://" + s)
+	u, err := url.ParseRequestURI(s)
+	if err != nil {
+		_, err := url.ParseRequestURI("http://" + s)
 		return err == nil
 	}
-	return slices.Contains([]string{"http", "https", "file", "oci"}, u.Scheme)
+	return slices.Contains([]string{"", "http", "https", "file", "oci"}, u.Scheme)
 }
