@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	meshconfig "istio.io/api/mesh/v1alpha1"
 	telemetryv1 "istio.io/api/telemetry/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -148,26 +147,5 @@ func (c *checker) configMap(*corev1.ConfigMap) {
 	c.findings = append(c.findings, findings...)
 	if m != nil {
 		c.meshConfig(m)
-	}
-}
-
-func (c *checker) meshConfig(m *meshconfig.MeshConfig) {
-	const base = resource.MeshConfigPath + "@"
-	c.deprecatedAt(m, base)
-	names := map[string]bool{}
-	for i, p := range m.ExtensionProviders {
-		path := at(base+"extensionProviders", "[%d]", i)
-		if p.Name == "" {
-			c.add(finding.RequiredField, path, "", "%s has no name", path)
-		} else if names[p.Name] {
-			c.addValue(finding.InvalidReference, path+".name", "", "provider %q is defined twice; the first holds", p.Name)
-		}
-		names[p.Name] = true
-		if o := p.GetOpentelemetry(); o != nil && (o.Service == "" || o.Port < 1 || o.Port > 65535) {
-			c.add(finding.RequiredField, path+".opentelemetry", "", "provider %q needs service and port", p.Name)
-		}
-	}
-	if s := m.GetDefaultConfig().GetTracing().GetSampling(); s < 0 || s > 100 {
-		c.addValue(finding.Sampling, base+"defaultConfig.tracing.sampling", "", "sampling %v is not from 0 to 100; it counts as 100", s)
 	}
 }
