@@ -87,7 +87,12 @@ func (c *conn) init(t message.Transport, pool *Pool, stats *Stats, timers Timers
 	c.sendWindow, c.peerWindow, c.peerMax = initialWindow, initialWindow, maxWindow
 	c.recvWindow = connWindow
 	c.timer.F = c.tick
-	t.Conn().Protocol = message.HTTP2
+	// What a trunk carries are exchanges of HTTP/1.1.
+	if info := t.Conn(); info.Trunk {
+		info.Protocol = message.HTTP11
+	} else {
+		info.Protocol = message.HTTP2
+	}
 }
 
 // OnBytes consumes all whole frames, and DATA as it comes.

@@ -20,7 +20,7 @@ func (h *Head) AddSpan(id NameID, nameOff, nameLen, valueOff, valueLen int) {
 
 // AddKnown appends a field whose id, Lookup(name), the codec knows already.
 func (h *Head) AddKnown(id NameID, name, value []byte) {
-	h.fields = append(h.fields, field{id: id, name: h.put(name), value: h.put(value)})
+	h.add(id, h.put(name), h.put(value))
 }
 
 // SetMethodSpan sets the request method to a piece of the loaded block.
