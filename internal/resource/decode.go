@@ -218,7 +218,10 @@ func syntaxFinding(t *Text, d span, err error) finding.Finding {
 		}
 	}
 	if strings.Contains(text, "alias") && strings.Contains(text, "contains itself") || strings.Contains(text, "excessive") {
-		return finding.New(finding.Expansion, finding.Object{}, "", pos, text)
+		return finding.New(finding.Expansion, finding.Object{}, "", pos, text).WithHint("write the values out")
+	}
+	if hint == "" {
+		hint = "complete or correct the document; its last good version stays in force"
 	}
 	return finding.New(finding.Syntax, finding.Object{}, "", pos, "not valid YAML: "+text).WithHint("%s", hint)
 }

@@ -142,7 +142,8 @@ func unknownKind(ref finding.Object, pos finding.Position, group, kind, apiVersi
 		return finding.Newf(finding.RetiredKind, ref, "kind", pos, "%s of %s was retired and has no effect", kind, apiVersion).
 			WithHint("%s", hint)
 	}
-	f := finding.Newf(finding.UnknownKind, ref, "kind", pos, "kind %s of %s is not known here and was left out", kind, apiVersion)
+	f := finding.Newf(finding.UnknownKind, ref, "kind", pos, "kind %s of %s is not known here and was left out", kind, apiVersion).
+		WithHint("check apiVersion and kind; other kinds than Kubernetes' and Istio's have no effect here")
 	var names []string
 	for _, k := range Kinds() {
 		if k.Name == kind {

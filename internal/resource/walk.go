@@ -283,7 +283,7 @@ func (w *walker) unknown(key *yaml.Node, s shape, path string) {
 			"unknown field %q in %s", clip(name, 60), in)
 		return
 	}
-	w.report(finding.UnknownField, at, key, "", "unknown field %q in %s", clip(name, 60), in)
+	w.report(finding.UnknownField, at, key, "remove it; the kind has no such field", "unknown field %q in %s", clip(name, 60), in)
 }
 
 func joinPath(path, below string) string {

@@ -70,16 +70,16 @@ const (
 // enormous.
 func (c *checker) regex(path, expr string) {
 	if expr == "" {
-		c.addValue(finding.InvalidRegex, path, "", "the regular expression is empty")
+		c.addValue(finding.InvalidRegex, path, "write an expression, or .* for everything", "the regular expression is empty")
 		return
 	}
 	if len(expr) > maxRegexLength {
-		c.addValue(finding.InvalidRegex, path, "", "the regular expression has %d characters; at most %d are allowed", len(expr), maxRegexLength)
+		c.addValue(finding.InvalidRegex, path, "shorten it, or use several match entries", "the regular expression has %d characters; at most %d are allowed", len(expr), maxRegexLength)
 		return
 	}
 	tree, err := syntax.Parse(expr, syntax.Perl)
 	if err != nil {
-		hint := ""
+		hint := "mend the expression; its syntax is RE2's (https://github.com/google/re2/wiki/Syntax)"
 		if strings.Contains(expr, "(?=") || strings.Contains(expr, "(?!") || strings.Contains(expr, "(?<") {
 			hint = "RE2 has no look-around; use several match entries or withoutHeaders"
 		}
@@ -88,7 +88,7 @@ func (c *checker) regex(path, expr string) {
 	}
 	prog, err := syntax.Compile(tree.Simplify())
 	if err != nil {
-		c.addValue(finding.InvalidRegex, path, "", "RE2 does not accept %q: %v", expr, err)
+		c.addValue(finding.InvalidRegex, path, "shorten it", "RE2 does not accept %q: %v", expr, err)
 		return
 	}
 	switch n := len(prog.Inst); {

@@ -190,13 +190,24 @@ func existingParent(path string) string {
 	}
 }
 
+func readHint(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "give the user of the mesh the right to read it (chmod u+r, chown); what was read last stays in force"
+	case errors.Is(err, fs.ErrNotExist):
+		return "put it back, or name another path with -f"
+	}
+	return "what was read last stays in force"
+}
+
 func unreadable(name string, err error) finding.Finding {
 	var pe *fs.PathError
 	text := err.Error()
 	if errors.As(err, &pe) {
 		text = pe.Err.Error()
 	}
-	return finding.Newf(finding.Unreadable, finding.Object{}, "", finding.Position{File: name}, "cannot be read: %s", text)
+	return finding.Newf(finding.Unreadable, finding.Object{}, "", finding.Position{File: name}, "cannot be read: %s", text).
+		WithHint("%s", readHint(err))
 }
 
 // read brings the content of one file up to date and tells whether it changed.
