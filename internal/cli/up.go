@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -77,11 +78,17 @@ func (o *options) up(ctx context.Context, f upFlags) error {
 	if err != nil {
 		return err
 	}
+	out := &shared{w: o.out}
+	telling, told := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	group.Go(func() { o.tell(telling, out) })
 	err = local.Up(ctx, local.Options{
 		DataDir: o.dataDir, Images: images, ProxyProgram: proxy, NodeProgram: node, SelfProgram: self, Control: argv,
-		Progress: func(e local.Event) { printEvent(o.out, e) },
+		Progress: func(e local.Event) { printEvent(out, e) },
 		LogLevel: f.logLevel, Log: slog.New(slog.NewTextHandler(o.errOut, &slog.HandlerOptions{Level: level(f.logLevel)})),
 	})
+	told()
+	group.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -150,10 +157,11 @@ func printEvent(w io.Writer, e local.Event) {
 	if e.Error {
 		mark = "error: "
 	}
-	fmt.Fprintf(w, "  %-10s %-40s %s%s\n", e.Kind, subject, mark, e.Message)
+	after := ""
 	if e.Kind == "ready" {
-		fmt.Fprint(w, afterReady)
+		after = afterReady
 	}
+	fmt.Fprintf(w, "  %-10s %-40s %s%s\n%s", e.Kind, subject, mark, e.Message, after)
 }
 
 // afterReady is what people want to know once everything runs.

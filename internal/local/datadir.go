@@ -39,6 +39,9 @@ func openDataDir(path string) (*dataDir, error) {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
+	if err := roomToStart(dir); err != nil {
+		return nil, err
+	}
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}

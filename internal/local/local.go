@@ -80,6 +80,14 @@ type parent struct {
 	lock   *os.File
 	rope   *wire.Conn
 	sendMu sync.Mutex
+	tellMu sync.Mutex
+}
+
+// progress tells of an event, one at a time.
+func (p *parent) progress(e Event) {
+	p.tellMu.Lock()
+	defer p.tellMu.Unlock()
+	p.o.Progress(e)
 }
 
 func (p *parent) run(ctx context.Context) error {
@@ -114,7 +122,12 @@ func (p *parent) run(ctx context.Context) error {
 		})
 	})
 	defer stop()
+	watch, unwatch := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { p.watchDisk(watch) })
 	err = p.serve()
+	unwatch()
+	watching.Wait()
 	<-proc.done
 	if err != nil && overdue.Load() {
 		return fmt.Errorf("the cluster did not stop within %v and was killed; the node's log is %s", stopTimeout, filepath.Join(p.o.DataDir, node.LogDir, "node.log"))
@@ -158,13 +171,13 @@ func (p *parent) config() (*node.Config, []*os.File, error) {
 			l.port = l.from
 		}
 		f, addr, err := listenHost(uint16(l.port))
-		if err != nil {
-			closeFiles(files)
-			return nil, nil, fmt.Errorf("listen for OTLP: %w", err)
+		if err != nil { // pods and proxies have an address of their own to send to
+			p.progress(Event{Kind: "telemetry", Name: l.name, Error: true, Message: fmt.Sprintf("not reachable from this machine: %v; free one of them and start again to send telemetry from outside of the mesh", err)})
+			continue
 		}
 		files = append(files, f)
 		cfg.Inherited = append(cfg.Inherited, l.name)
-		p.o.Progress(Event{Kind: "telemetry", Name: l.name, Message: "listening on " + addr.String()})
+		p.progress(Event{Kind: "telemetry", Name: l.name, Message: "listening on " + addr.String()})
 	}
 	return cfg, files, nil
 }
@@ -197,9 +210,9 @@ func (p *parent) serve() error {
 		}
 		switch m.Type {
 		case node.Started:
-			p.o.Progress(Event{Kind: "node", Message: "ready"})
+			p.progress(Event{Kind: "node", Message: "ready"})
 		case node.Happened:
-			p.o.Progress(*m.Event)
+			p.progress(*m.Event)
 		case node.AllowPorts:
 			p.broker.allow(m.Ports)
 		case node.Listen:

@@ -86,7 +86,7 @@ func (s *Supervisor) listener(k listenerKey) *hostListener {
 	if err != nil {
 		s.event(Event{
 			Kind: "service", Namespace: k.namespace, Name: k.service, Error: true,
-			Message: fmt.Sprintf("port %d is not reachable from this machine: %v", k.port, err),
+			Message: fmt.Sprintf("port %d is not reachable from this machine: %v; free one of them and save the Service again", k.port, err),
 		})
 		s.listeners[k] = nil // tried; a change of the Service tries again
 		return nil

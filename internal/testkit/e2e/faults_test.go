@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,6 +152,37 @@ func TestFaults_controlProcessAndProxyKilled(t *testing.T) {
 	thaw()
 }
 
+// says waits until lateen up has printed one line, or one finding of several,
+// that has all the pieces, and checks that it is the only one.
+func (m *mesh) says(limit time.Duration, pieces ...string) {
+	m.t.Helper()
+	m.until(limit, "lateen up says "+strings.Join(pieces, " … "), func() error {
+		if n := len(m.said(pieces...)); n != 1 {
+			return fmt.Errorf("%d times in\n%s", n, m.out)
+		}
+		return nil
+	})
+}
+
+// said are the messages of lateen up that have all the pieces. Lines indented
+// further belong to the one above.
+func (m *mesh) said(pieces ...string) (found []string) {
+	var messages []string
+	for line := range strings.Lines(m.out.String()) {
+		if strings.HasPrefix(line, "    ") && len(messages) > 0 {
+			messages[len(messages)-1] += line
+			continue
+		}
+		messages = append(messages, line)
+	}
+	for _, text := range messages {
+		if !slices.ContainsFunc(pieces, func(p string) bool { return !strings.Contains(text, p) }) {
+			found = append(found, text)
+		}
+	}
+	return found
+}
+
 // proxyOf is the process of a pod's proxy: the one in the network of the pod's
 // application, which has the pod's name in its environment.
 func (m *mesh) proxyOf(pod string) int {
@@ -280,6 +312,22 @@ spec:
 	}
 }
 
+// smallDisk mounts a file system of that size at dir.
+func smallDisk(t *testing.T, dir, size string) {
+	t.Helper()
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%s,uid=%d,gid=%d,mode=0700", size, nobody, nobody)); err != nil {
+		t.Skip("skipped: no tmpfs:", err)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+}
+
 // A full disk: the mesh says so and keeps serving what it can, or does not start;
 // it never runs without policies.
 func TestFaults_fullDisk(t *testing.T) {
@@ -288,17 +336,16 @@ func TestFaults_fullDisk(t *testing.T) {
 	}
 	dir := folder(t, small)
 	data := filepath.Join(dir, "d")
-	if err := os.Mkdir(data, 0o755); err != nil {
-		t.Fatal(err)
+	smallDisk(t, filepath.Join(dir, "tiny"), "1m")
+	out, errs, code := runIn(t, dir, "--data", "tiny/d", "up", "-f", "m")
+	if code != 1 || out != "" || !strings.HasPrefix(errs, "error: the disk of "+filepath.Join(dir, "tiny/d")+" is full: ") || strings.Count(errs, "hint:") != 1 {
+		t.Errorf("up on a full disk: exit code %d\n%s%s", code, out, errs)
 	}
-	if err := unix.Mount("tmpfs", data, "tmpfs", 0, fmt.Sprintf("size=24m,uid=%d,gid=%d,mode=0700", nobody, nobody)); err != nil {
-		t.Skip("skipped: no tmpfs:", err)
+	if left, err := os.ReadDir(filepath.Join(dir, "tiny/d")); err != nil || len(left) != 0 {
+		t.Errorf("a start that was refused left %v %v", left, err)
 	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", data).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
-		}
-	})
+
+	smallDisk(t, data, "24m")
 	m := up(t, dir, 4, "-f", "m")
 	fill, err := os.OpenFile(filepath.Join(data, "fill"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -312,6 +359,13 @@ func TestFaults_fullDisk(t *testing.T) {
 		}
 	}
 	m.inForce("with a full disk")
+	m.says(15*time.Second, "disk ", "error: the disk of "+data+" is full: ", "free some space")
+	route := filepath.Join(dir, "route.yml") // not among the watched
+	write(t, route, "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web}\n")
+	give(t, route)
+	if out, errs, code := m.run("apply", "-f", "route.yml"); code != 1 || !strings.Contains(errs, "no space left on device") || !strings.Contains(errs, "nothing was changed") {
+		t.Errorf("apply with a full disk: exit code %d\n%s%s", code, out, errs)
+	}
 	write(t, filepath.Join(dir, "m", "deny.yaml"), "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny}\nspec: {action: DENY, rules: [{to: [{operation: {paths: [/api/*]}}]}]}\n")
 	m.until(15*time.Second, "a new policy takes effect with a full disk", func() error {
 		if a := m.call("caller", hello); a.ByStatus[403] != 1 {
