@@ -562,3 +562,30 @@ func TestUp_secondOnTheSameDirectory(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestConfig_takenPortsOfOTLP: telemetry from outside of the mesh is no reason
+// not to run it.
+func TestConfig_takenPortsOfOTLP(t *testing.T) {
+	var first int
+	for first = 30000; first < 40000; first += 20 {
+		var all []net.Listener
+		for i := range 20 {
+			if l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", first+i)); err == nil {
+				defer l.Close()
+				all = append(all, l)
+			}
+		}
+		if len(all) == 20 {
+			break
+		}
+	}
+	var events []Event
+	p := &parent{o: Options{Control: []string{"control"}, OTLPGRPCPort: first, OTLPHTTPPort: -1, Progress: func(e Event) { events = append(events, e) }}}
+	cfg, files, err := p.config()
+	if err != nil || len(files) != 0 || len(cfg.Inherited) != 0 {
+		t.Errorf("%v %v %v", cfg, files, err)
+	}
+	if len(events) != 1 || !events[0].Error || !strings.Contains(events[0].Message, "address already in use") {
+		t.Errorf("%+v", events)
+	}
+}

@@ -1,6 +1,7 @@
 // Command goapp is the application of the end-to-end tests: a plain service
 // with OpenTelemetry that knows nothing of the mesh. It says which pod answered.
-// "goapp call [flags] URL" is its client, run inside a caller's pod.
+// "goapp call [flags] URL" is its client, run inside a caller's pod; "goapp
+// without WHAT PROGRAM…" runs a program on a lesser machine.
 package main
 
 import (
@@ -21,6 +22,10 @@ func main() {
 			os.Exit(1)
 		}
 		return
+	}
+	if len(os.Args) > 3 && os.Args[1] == "without" {
+		slog.Error("without", "error", without(os.Args[2], os.Args[3:]))
+		os.Exit(1)
 	}
 	if err := service.Run("go-app", ":8080", routes(os.Getenv("HOSTNAME"))); err != nil {
 		slog.Error("go-app", "error", err)
