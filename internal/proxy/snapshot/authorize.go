@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"lateen.dev/lateen/internal/proxy/message"
@@ -183,9 +184,9 @@ func (e *evaluation) header(m *HeaderMatch, wide bool) bool {
 }
 
 func (e *evaluation) metadata(r *Rule) bool {
-	if e.Metadata == nil || r.MetadataValue == nil {
+	if e.Metadata == nil {
 		return false
 	}
 	v, ok := e.Metadata(r.MetadataFilter, r.MetadataPath)
-	return ok && r.MetadataValue.MatchString(v)
+	return ok && slices.ContainsFunc(r.MetadataValues, func(m StringMatcher) bool { return m.MatchString(v) })
 }

@@ -264,8 +264,7 @@ func pathRule(m *matcherpb.PathMatcher) (*Rule, error) {
 	return &Rule{Kind: RulePath, Text: t}, nil
 }
 
-// metadataRule compiles a match on dynamic metadata: a string, or a list of
-// which one element is a string (JWT claims).
+// metadataRule compiles a match on dynamic metadata: the claims of a token.
 func metadataRule(m *matcherpb.MetadataMatcher) (*Rule, error) {
 	if err := only(m, "filter path value"); err != nil {
 		return nil, at(err, "metadata")
@@ -274,18 +273,40 @@ func metadataRule(m *matcherpb.MetadataMatcher) (*Rule, error) {
 	for _, p := range m.GetPath() {
 		r.MetadataPath = append(r.MetadataPath, p.GetKey())
 	}
-	v := m.GetValue()
-	if one := v.GetListMatch().GetOneOf(); one != nil {
-		v = one
-	}
-	if v.GetPresentMatch() {
-		r.MetadataValue = &StringMatcher{Kind: StringPresent}
-		return r, nil
-	}
-	if v.GetStringMatch() == nil {
-		return nil, fmt.Errorf("metadata.value: only string_match, present_match and a list with one_of are supported")
-	}
-	t, err := stringMatcher(v.GetStringMatch())
-	r.MetadataValue = &t
+	var err error
+	r.MetadataValues, err = metadataValues(nil, m.GetValue(), 0)
 	return r, at(err, "metadata.value")
+}
+
+// metadataValues collects the texts of which a value, or one element of a list,
+// must match one.
+func metadataValues(list []StringMatcher, v *matcherpb.ValueMatcher, depth int) ([]StringMatcher, error) {
+	if depth > maxRuleDepth {
+		return nil, fmt.Errorf("nested deeper than %d", maxRuleDepth)
+	}
+	switch p := v.GetMatchPattern().(type) {
+	case *matcherpb.ValueMatcher_StringMatch:
+		t, err := stringMatcher(p.StringMatch)
+		return append(list, t), err
+	case *matcherpb.ValueMatcher_PresentMatch:
+		if p.PresentMatch {
+			return append(list, StringMatcher{Kind: StringPresent}), nil
+		}
+	case *matcherpb.ValueMatcher_ListMatch:
+		if one := p.ListMatch.GetOneOf(); one != nil {
+			return metadataValues(list, one, depth+1)
+		}
+	case *matcherpb.ValueMatcher_OrMatch:
+		if len(p.OrMatch.GetValueMatchers()) == 0 {
+			return nil, fmt.Errorf("or_match is empty")
+		}
+		var err error
+		for _, one := range p.OrMatch.GetValueMatchers() {
+			if list, err = metadataValues(list, one, depth+1); err != nil {
+				return nil, err
+			}
+		}
+		return list, nil
+	}
+	return nil, fmt.Errorf("only string_match, present_match, or_match and a list with one_of are supported")
 }

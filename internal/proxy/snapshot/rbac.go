@@ -81,8 +81,9 @@ type Rule struct {
 	PortLast     uint16 // inclusive end, for ranges
 	// Template is the path template of RulePathTemplate.
 	Template *Template
-	// Metadata is a path into dynamic metadata with the matcher of its value.
+	// Metadata is a path into dynamic metadata; its value, or one element of
+	// it, must match one of MetadataValues.
 	MetadataFilter string
 	MetadataPath   []string
-	MetadataValue  *StringMatcher
+	MetadataValues []StringMatcher
 }
