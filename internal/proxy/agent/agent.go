@@ -186,8 +186,9 @@ func (a *Agent) follow(ctx context.Context) {
 	}
 }
 
-// settle gives memory back once the first configuration is in force: starting
-// takes several times what running does.
+// settle gives memory back: once the first configuration is in force, for
+// starting takes several times what running does, and once each time the proxy
+// falls idle, for load maps pages and grows the heap.
 func (a *Agent) settle(ctx context.Context) {
 	for a.ready() != nil {
 		select {
@@ -196,14 +197,33 @@ func (a *Agent) settle(ctx context.Context) {
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(2 * time.Second):
-		if err := giveBack(); err != nil {
-			a.log.Debug("memory of the start is kept", "error", err)
+	given, last := time.Duration(0), cpuTime()
+	for wait := settleAfter; ; wait = settleEvery {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
 		}
+		now := cpuTime()
+		if quiet := now-last < wait/200; wait == settleAfter || quiet && now-given > settleWork {
+			if err := giveBack(); err != nil {
+				a.log.Debug("memory is kept", "error", err)
+			}
+			now = cpuTime()
+			given = now
+		}
+		last = now
 	}
 }
+
+// settleAfter is how long a start takes to be over, settleEvery how often the
+// proxy looks whether it is idle, below half a per cent of a core, and
+// settleWork what must have been done since the last time to make it worth while.
+const (
+	settleAfter = 2 * time.Second
+	settleEvery = 5 * time.Second
+	settleWork  = 30 * time.Millisecond
+)
 
 // drain takes the proxy out of service: readiness first, then connections, then
 // what telemetry still waits for.
