@@ -22,5 +22,5 @@ func (c *container) complain(reason string, started bool) {
 		return
 	}
 	c.complaint = reason
-	c.pod.event(message)
+	c.pod.tell(message)
 }

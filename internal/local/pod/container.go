@@ -265,7 +265,8 @@ func (c *container) probe(ctx context.Context, ns *netns.Namespace, proc *reap.P
 		group.Go(func() {
 			probe.Run(ctx, c.spec.ReadinessProbe, t, func(ok bool, err error) {
 				if !ok && !c.isStopping() {
-					c.pod.event(fmt.Sprintf("container %s is not ready: %v", c.spec.Name, err))
+					m := &c.pod.cfg.Manifest.Metadata
+					c.pod.env.Event(m.Namespace, m.Name, fmt.Sprintf("container %s is not ready: %v", c.spec.Name, err), false)
 				}
 				c.setReady(ok)
 			})
@@ -276,7 +277,7 @@ func (c *container) probe(ctx context.Context, ns *netns.Namespace, proc *reap.P
 
 // kill ends a container whose probe failed; its restart policy then decides.
 func (c *container) kill(proc *reap.Process, reason string) {
-	c.pod.event(fmt.Sprintf("container %s: %s", c.spec.Name, reason))
+	c.pod.tell(fmt.Sprintf("container %s: %s", c.spec.Name, reason))
 	c.mu.Lock()
 	c.reason = reason
 	c.mu.Unlock()
@@ -354,7 +355,7 @@ func (c *container) preStop(grace time.Duration) {
 		err = errors.New("no handler that is supported here")
 	}
 	if err != nil {
-		c.pod.event(fmt.Sprintf("container %s: preStop: %v", c.spec.Name, err))
+		c.pod.tell(fmt.Sprintf("container %s: preStop: %v", c.spec.Name, err))
 	}
 }
 

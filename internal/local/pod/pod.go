@@ -44,7 +44,8 @@ type Env struct {
 	// Changed is called after a change of a pod's Status.
 	Changed func()
 	// Event tells people what happened to a pod.
-	Event func(namespace, pod, message string)
+	// failure is false for what may pass by itself.
+	Event func(namespace, pod, message string, failure bool)
 
 	NodeName     string
 	ProxyProgram string
@@ -249,7 +250,7 @@ func (p *Pod) runInit(ns *netns.Namespace) bool {
 
 func (p *Pod) fail(err error) {
 	p.setMessage(err.Error())
-	p.event(err.Error())
+	p.tell(err.Error())
 }
 
 func (p *Pod) setMessage(s string) {
@@ -262,8 +263,9 @@ func (p *Pod) setMessage(s string) {
 	}
 }
 
-func (p *Pod) event(message string) {
-	p.env.Event(p.cfg.Manifest.Metadata.Namespace, p.cfg.Manifest.Metadata.Name, message)
+// tell tells people of a failure.
+func (p *Pod) tell(message string) {
+	p.env.Event(p.cfg.Manifest.Metadata.Namespace, p.cfg.Manifest.Metadata.Name, message, true)
 }
 
 // Drain marks the pod as going away: it is not ready any more, but goes on

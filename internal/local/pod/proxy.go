@@ -75,7 +75,7 @@ func (x *proxy) supervise() {
 	svid, err := shim.Memfd("svid", nil)
 	if err != nil {
 		x.set("ended", err.Error(), 0)
-		x.pod.event("proxy: " + err.Error())
+		x.pod.tell("proxy: " + err.Error())
 		return
 	}
 	defer unix.Close(svid)
@@ -95,7 +95,7 @@ func (x *proxy) supervise() {
 			backoff = minBackoff / 5
 		}
 		x.set("waiting", reason+"; starting again", code)
-		x.pod.event("proxy: " + reason)
+		x.pod.tell("proxy: " + reason)
 		select {
 		case <-time.After(backoff):
 		case <-x.stopping:

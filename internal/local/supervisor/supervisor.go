@@ -126,8 +126,8 @@ func New(o Options) *Supervisor {
 		listeners: map[listenerKey]*hostListener{}, opening: map[api.ObjectKey]time.Time{},
 	}
 	o.Env.Objects, o.Env.Changed = s, s.wake
-	o.Env.Event = func(ns, name, message string) {
-		s.event(Event{Kind: "pod", Namespace: ns, Name: name, Message: message})
+	o.Env.Event = func(ns, name, message string, failure bool) {
+		s.event(Event{Kind: "pod", Namespace: ns, Name: name, Message: message, Error: failure})
 	}
 	return s
 }

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -247,46 +246,10 @@ spec:
 		}
 		return nil
 	})
-	m.until(20*time.Second, "each bad program is named", func() error {
-		out := m.out.String()
-		for _, want := range []string{"no/such/program", "container crashing: ended with code 1: ", "container otel: ended with code", "no_such_setting"} {
-			if !strings.Contains(out, want) {
-				return fmt.Errorf("nothing about %s in\n%s", want, out)
-			}
-		}
-		return nil
-	})
+	m.says(20*time.Second, "pod ", "missing.default", "error: container missing: ", "no/such/program", "map it with --image")
+	m.says(20*time.Second, "pod ", "crashing.default", "error: container crashing: ended with code 1: ", "its log is ")
+	m.says(20*time.Second, "pod ", "collector.default", "error: container otel: ended with code", "no_such_setting", "its log is ")
 	m.inForce("beside programs that fail")
-
-	// Files: each bad one is a finding, and takes nothing out of force.
-	bomb := "a: &a [x,x,x,x,x,x,x,x,x]\n"
-	for i := range 8 {
-		bomb += fmt.Sprintf("%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", 'b'+i, 'b'+i, 'a'+i, 'a'+i, 'a'+i, 'a'+i, 'a'+i, 'a'+i, 'a'+i, 'a'+i, 'a'+i)
-	}
-	write(t, filepath.Join(dir, "m", "bomb.yaml"), "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: bomb}\n"+bomb)
-	write(t, filepath.Join(dir, "m", "large.yaml"), "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: large}\ndata:\n  a: \""+string(bytes.Repeat([]byte("x"), 10<<20))+"\"\n")
-	write(t, filepath.Join(dir, "m", "twice.yaml"), "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: frontend}\n")
-	write(t, filepath.Join(dir, "m", "half.yaml"), "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: half}\nspec: {rules: [")
-	if err := os.Symlink("nowhere", filepath.Join(dir, "m", "unreadable.yaml")); err != nil {
-		t.Fatal(err)
-	}
-	give(t, dir)
-	m.until(15*time.Second, "a finding for each bad file", func() error {
-		var status struct {
-			Findings []struct {
-				Position struct{ File string }
-			}
-		}
-		m.askJSON(&status, "status")
-		text, _ := json.Marshal(status.Findings)
-		for _, name := range []string{"bomb.yaml", "twice.yaml", "half.yaml", "unreadable.yaml"} {
-			if !bytes.Contains(text, []byte(name)) {
-				return fmt.Errorf("no finding about %s: %s", name, text)
-			}
-		}
-		return nil
-	})
-	m.inForce("beside bad files")
 
 	// A file truncated and written again, slowly, while strangers knock.
 	load := make(chan answers, 1)
