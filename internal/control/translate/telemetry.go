@@ -247,9 +247,6 @@ func (b *builder) accessLogs(s side) []*accesslogpb.AccessLog {
 // listenerLogs are the same logs on the capturing listeners, for connections
 // that no chain took.
 func (b *builder) listenerLogs(s side) []*accesslogpb.AccessLog {
-	if b.n.lateen() {
-		return nil // our proxy logs those connections in any case
-	}
 	out := b.accessLogs(s)
 	for _, a := range out {
 		noRoute := &accesslogpb.AccessLogFilter{FilterSpecifier: &accesslogpb.AccessLogFilter_ResponseFlagFilter{
