@@ -47,6 +47,9 @@ type accepted struct {
 func (c *config) init(a *Agent) {
 	c.a, c.heard = a, map[string]bool{}
 	c.secrets, c.warned = map[string]*xds.Secret{}, map[snapshot.Rejected]bool{}
+	for _, name := range a.secrets.Kept() {
+		c.secrets[name] = &xds.Secret{} // the first answer replaces it or takes it away
+	}
 	c.accepted, c.refused = map[string]map[string]accepted{}, map[string]map[string]string{}
 }
 

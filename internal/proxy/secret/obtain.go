@@ -1,20 +1,15 @@
 package secret
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	mathrand "math/rand/v2"
 	"net"
 	"strings"
@@ -155,52 +150,6 @@ func (s *Store) accept(chain []string, keyPEM []byte) (*svid, error) {
 		next.renewAt = now.Add(cert.Leaf.NotAfter.Sub(now) / 2)
 	}
 	return next, nil
-}
-
-// kept is what a memfd holds.
-type kept struct {
-	Chain  []string `json:"chain"`
-	Key    string   `json:"key"`
-	Digest string   `json:"digest"`
-}
-
-func (k *kept) digest() string {
-	h := sha256.Sum256([]byte(strings.Join(k.Chain, "\x00") + "\x00" + k.Key))
-	return hex.EncodeToString(h[:])
-}
-
-// keep writes the SVID to the memfd.
-func (s *Store) keep(chain []string, keyPEM []byte) error {
-	f := s.o.Keep
-	if f == nil {
-		return nil
-	}
-	k := kept{Chain: chain, Key: string(keyPEM)}
-	k.Digest = k.digest()
-	data, err := json.Marshal(&k)
-	if err == nil {
-		err = f.Truncate(0)
-	}
-	if err == nil {
-		_, err = f.WriteAt(data, 0)
-	}
-	return err
-}
-
-// restore reads the SVID from the memfd; nil if it is empty.
-func (s *Store) restore() (*svid, error) {
-	data, err := io.ReadAll(io.NewSectionReader(s.o.Keep, 0, 2*maxPEM))
-	if err != nil || len(bytes.TrimSpace(data)) == 0 {
-		return nil, err
-	}
-	var k kept
-	if err := json.Unmarshal(data, &k); err != nil {
-		return nil, err
-	}
-	if k.Digest != k.digest() {
-		return nil, errors.New("its digest is wrong")
-	}
-	return s.accept(k.Chain, []byte(k.Key))
 }
 
 // DialContext makes a dial function for gRPC out of one for networks.

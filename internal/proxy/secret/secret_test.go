@@ -354,6 +354,47 @@ func TestKeptCertificate(t *testing.T) {
 	}
 }
 
+// A gateway restarted while the control plane is away serves what it served; a
+// credential that was taken away does not come back.
+func TestKeptCredentials(t *testing.T) {
+	r := newRoot(t)
+	f, err := os.CreateTemp(t.TempDir(), "kept") // stands for a memfd
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	open := func(now time.Time) *Store {
+		s, err := Open(Options{ID: id("default", "gw"), RootsPEM: r.pem, Keep: f, Now: func() time.Time { return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	now := time.Now()
+	s := open(now)
+	cert, key := r.leaf(t, nil, id("default", "gw").String())
+	if err := s.keep([]string{cert, r.pem}, key); err != nil {
+		t.Fatal(err)
+	}
+	shop, shopKey := r.leaf(t, func(c *x509.Certificate) { c.DNSNames = []string{"shop.example.com"} })
+	for _, name := range []string{"kubernetes://shop", "kubernetes://gone"} {
+		if err := s.Set(name, Credential{CertPEM: []byte(shop), KeyPEM: shopKey}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Delete("kubernetes://gone")
+	next := open(now)
+	if !next.Has(Default) || !next.Has("kubernetes://shop") || next.Has("kubernetes://gone") {
+		t.Errorf("kept: %v", next.Kept())
+	}
+	if got := next.Kept(); len(got) != 1 || got[0] != "kubernetes://shop" {
+		t.Errorf("kept: %v", got)
+	}
+	if late := open(now.Add(2 * time.Hour)); late.Has("kubernetes://shop") {
+		t.Error("a credential outlived the identity it was sent to")
+	}
+}
+
 func TestRunEndsWhenNothingHelps(t *testing.T) {
 	r := newRoot(t)
 	s := holder(t, r, id("default", "a"))

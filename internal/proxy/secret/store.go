@@ -52,8 +52,8 @@ type Options struct {
 	// Token returns the single-use bootstrap token. It is called at most once
 	// with success.
 	Token func() (string, error)
-	// Keep is a memfd in which key and certificate outlive the process, nil for
-	// none.
+	// Keep is a memfd in which key and certificate, and the credentials that the
+	// control plane sent, outlive the process; nil for none.
 	Keep *os.File
 	// Lifetime is asked of the authority; 0 leaves it to it.
 	Lifetime time.Duration
@@ -74,6 +74,9 @@ type Store struct {
 	svid atomic.Pointer[svid]
 	// token is the bootstrap token, kept until it has bought a certificate.
 	token string
+
+	keepMu sync.Mutex
+	kept   kept // as the memfd holds it
 
 	mu    sync.RWMutex
 	named map[string]*named // SDS and files, by secret name
@@ -244,11 +247,15 @@ func (s *Store) Set(name string, c Credential) error {
 		return fmt.Errorf("secret %q: %w", name, err)
 	}
 	s.put(name, n)
+	s.keepNamed(name, &c)
 	return nil
 }
 
 // Delete forgets a secret; handshakes that need it fail from now on.
-func (s *Store) Delete(name string) { s.put(name, nil) }
+func (s *Store) Delete(name string) {
+	s.put(name, nil)
+	s.keepNamed(name, nil)
+}
 
 func (s *Store) put(name string, n *named) {
 	s.mu.Lock()
