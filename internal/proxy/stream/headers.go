@@ -35,6 +35,10 @@ var edgeNames = [...]string{
 func cleanEdge(h *message.Head) {
 	for i := range h.Len() {
 		id, name, _, ok := h.Field(i)
+		if ok && id == message.Other && aliased(name) {
+			h.DelField(i)
+			continue
+		}
 		if !ok || !bytes.HasPrefix(name, []byte("x-envoy-")) {
 			continue
 		}
@@ -54,6 +58,18 @@ func cleanEdge(h *message.Head) {
 			}
 		}
 	}
+}
+
+// aliased says that a name is one of those that the mesh speaks by, spelled with
+// underscores: CGI and its heirs do not tell "_" from "-", so an application
+// might take it for ours.
+func aliased(name []byte) bool {
+	if bytes.IndexByte(name, '_') < 0 {
+		return false
+	}
+	dashed := strings.ReplaceAll(string(name), "_", "-")
+	return strings.HasPrefix(dashed, "x-envoy-") || strings.HasPrefix(dashed, "x-forwarded-") ||
+		dashed == "x-real-ip" || dashed == "x-request-id"
 }
 
 // forwardedFor keeps x-forwarded-for true and finds the client's address behind

@@ -94,3 +94,20 @@ func TestOverride_isNotBelievedFromTheNetwork(t *testing.T) {
 		b.settled()
 	}
 }
+
+func TestEdge_underscoresDoNotForgeHeaders(t *testing.T) {
+	for _, edge := range []bool{true, false} {
+		b := newBed(t, route())
+		b.site.Manager.UseRemoteAddress = edge
+		b.get("GET /x", "x_forwarded_for", "6.6.6.6", "x-forwarded_client_cert", "URI=spiffe://x", "x_real_ip", "6.6.6.6", "user_id", "7")
+		for _, name := range []string{"x_forwarded_for", "x-forwarded_client_cert", "x_real_ip"} {
+			if v := header(&b.nth(0).head, name); (v == "") != edge {
+				t.Errorf("edge %v: %s is %q", edge, name, v)
+			}
+		}
+		if header(&b.nth(0).head, "user_id") != "7" {
+			t.Error("an application's own header is gone")
+		}
+		b.settled()
+	}
+}
