@@ -62,6 +62,8 @@ type Series struct {
 	Requests                              uint64
 	Duration, RequestBytes, ResponseBytes *Histogram
 	Opened, Closed, Sent, Received        uint64
+	// Messages are gRPC's; 0 for other protocols.
+	RequestMessages, ResponseMessages uint64
 }
 
 // tcp says that the series counts connections.
@@ -173,6 +175,8 @@ func (t *table) copyTo(sum map[SeriesKey]*Series) {
 		}
 		d.Start, d.Last = min(d.Start, s.Start), max(d.Last, s.Last)
 		d.Requests += s.Requests
+		d.RequestMessages += s.RequestMessages
+		d.ResponseMessages += s.ResponseMessages
 		d.Opened, d.Closed, d.Sent, d.Received = d.Opened+s.Opened, d.Closed+s.Closed, d.Sent+s.Sent, d.Received+s.Received
 		if !s.tcp() {
 			d.Duration.add(s.Duration)
@@ -248,6 +252,8 @@ func (r *Recorder) observe(rec *Record, now int64) {
 	}
 	s.Last = now
 	s.Requests++
+	s.RequestMessages += rec.RequestMessages
+	s.ResponseMessages += rec.ResponseMessages
 	s.Duration.observe(float64(rec.Total) / float64(time.Millisecond))
 	s.RequestBytes.observe(float64(rec.BytesReceived))
 	s.ResponseBytes.observe(float64(rec.BytesSent))

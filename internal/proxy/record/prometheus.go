@@ -14,7 +14,7 @@ import (
 // metric describes one of Istio's standard metrics.
 type metric struct {
 	name, unit, help string
-	tcp              bool
+	tcp, grpc        bool
 	sum              func(*Series) uint64
 	hist             func(*Series) *Histogram
 }
@@ -25,11 +25,18 @@ func metrics() []metric {
 		{name: "istio_request_duration_milliseconds", unit: "ms", help: "duration of requests", hist: func(s *Series) *Histogram { return s.Duration }},
 		{name: "istio_request_bytes", unit: "By", help: "size of request bodies", hist: func(s *Series) *Histogram { return s.RequestBytes }},
 		{name: "istio_response_bytes", unit: "By", help: "size of response bodies", hist: func(s *Series) *Histogram { return s.ResponseBytes }},
+		{name: "istio_request_messages_total", grpc: true, help: "gRPC messages of requests", sum: func(s *Series) uint64 { return s.RequestMessages }},
+		{name: "istio_response_messages_total", grpc: true, help: "gRPC messages of responses", sum: func(s *Series) uint64 { return s.ResponseMessages }},
 		{name: "istio_tcp_connections_opened_total", tcp: true, help: "opened connections", sum: func(s *Series) uint64 { return s.Opened }},
 		{name: "istio_tcp_connections_closed_total", tcp: true, help: "closed connections", sum: func(s *Series) uint64 { return s.Closed }},
 		{name: "istio_tcp_sent_bytes_total", unit: "By", tcp: true, help: "bytes sent to the downstream", sum: func(s *Series) uint64 { return s.Sent }},
 		{name: "istio_tcp_received_bytes_total", unit: "By", tcp: true, help: "bytes received from the downstream", sum: func(s *Series) uint64 { return s.Received }},
 	}
+}
+
+// of says that the metric counts what the series is about.
+func (m *metric) of(s *Series) bool {
+	return m.tcp == s.tcp() && (!m.grpc || s.Key.Protocol == protoGRPC)
 }
 
 // labels yields Istio's labels of a series in a fixed order. What is not known
@@ -116,7 +123,7 @@ func (s *Set) WritePrometheus(ctx context.Context, w io.Writer) error {
 		}
 		headed := false
 		for i, x := range series {
-			if x.tcp() != m.tcp {
+			if !m.of(x) {
 				continue
 			}
 			if !headed {
@@ -214,7 +221,7 @@ func (s *Set) exportMetrics(ctx context.Context) {
 			data, count = nil, 0
 		}
 		for _, x := range series {
-			if x.tcp() != m.tcp {
+			if !m.of(x) {
 				continue
 			}
 			if count == 0 {

@@ -75,6 +75,8 @@ type Record struct {
 	UpstreamError string // %UPSTREAM_TRANSPORT_FAILURE_REASON%
 	BytesReceived uint64
 	BytesSent     uint64
+	// RequestMessages and ResponseMessages count gRPC messages that passed.
+	RequestMessages, ResponseMessages uint64
 
 	VirtualHost *snapshot.VirtualHost
 	Route       *snapshot.Route

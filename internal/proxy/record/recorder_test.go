@@ -473,6 +473,32 @@ func TestPrometheus_text(t *testing.T) {
 	}
 }
 
+func TestPrometheus_messagesOfGRPCAlone(t *testing.T) {
+	set := NewSet(Options{Identity: identity()})
+	r := set.Recorder(inline)
+	r.Done(exchange(nil))
+	rec := exchange(nil)
+	rec.Request.SetString(message.ContentType, "application/grpc")
+	rec.Response.SetString(message.GRPCStatus, "0")
+	rec.RequestMessages, rec.ResponseMessages = 2, 3
+	r.Done(rec)
+	var out bytes.Buffer
+	if err := set.WritePrometheus(t.Context(), &out); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"istio_request_messages_total{": "} 2", "istio_response_messages_total{": "} 3"} {
+		var got []string
+		for line := range strings.Lines(out.String()) {
+			if strings.HasPrefix(line, name) {
+				got = append(got, strings.TrimSpace(line))
+			}
+		}
+		if len(got) != 1 || !strings.HasSuffix(got[0], want) || !strings.Contains(got[0], `request_protocol="grpc"`) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
 func TestDone_unsampledDoesNotAllocate(t *testing.T) {
 	set := NewSet(Options{Identity: identity()})
 	set.files.open = func(string) (io.Writer, error) { return io.Discard, nil }

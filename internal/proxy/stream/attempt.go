@@ -259,6 +259,9 @@ func (a *attempt) OnData(p []byte, end bool) {
 	}
 	x.lastActive = x.env.Clock.Now()
 	x.rec.BytesSent += uint64(len(p))
+	if x.grpc {
+		x.rec.ResponseMessages += x.gotFrames.count(p)
+	}
 	x.down.SendData(p, end)
 	if end {
 		x.responseOver(a)

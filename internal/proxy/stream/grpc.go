@@ -32,6 +32,37 @@ func isGRPC(contentType []byte) bool {
 		(len(contentType) == len(grpcType) || contentType[len(grpcType)] == '+' || contentType[len(grpcType)] == ';')
 }
 
+// frames finds the messages in a gRPC body, which arrives in any pieces: a byte
+// of flags, four of length, the message (gRPC over HTTP/2, "Length-Prefixed-Message").
+type frames struct {
+	have   uint8 // bytes of the prefix seen
+	length uint32
+	left   uint32 // bytes of the message to come
+}
+
+// count returns how many messages begin in p; one begins when its prefix is
+// complete.
+func (f *frames) count(p []byte) (n uint64) {
+	for len(p) > 0 {
+		if f.left > 0 {
+			skip := min(f.left, uint32(min(len(p), math.MaxInt32)))
+			f.left -= skip
+			p = p[skip:]
+			continue
+		}
+		if f.have > 0 {
+			f.length = f.length<<8 | uint32(p[0])
+		}
+		p = p[1:]
+		if f.have++; f.have == 5 {
+			f.left = f.length
+			f.have, f.length = 0, 0
+			n++
+		}
+	}
+	return n
+}
+
 // parseGRPCTimeout reads "8 digits and a unit"; anything longer is invalid
 // (gRPC over HTTP/2, "Timeout").
 func parseGRPCTimeout(v []byte) (time.Duration, bool) {

@@ -146,22 +146,24 @@ type Exchange struct {
 	startAt, lastActive int64
 	requestAt           int64 // when the request was complete
 	// facts of the request
-	remote   netip.Addr // the client as trusted hops tell it
-	upgrade  bool
-	grpc     bool
-	edge     bool
-	hash     uint64
-	hashed   bool
-	cookie   []byte // set-cookie of consistent hashing, nil for none
-	corsFor  *snapshot.CORS
-	origin   []byte // the Origin that corsFor allows
-	filterAt int
-	weighted *snapshot.WeightedCluster
-	timeout  time.Duration
-	capped   bool // timeout came from grpc-timeout: max stream duration
-	perTry   time.Duration
-	retry    *snapshot.RetryPolicy
-	left     uint32 // retries left
+	remote  netip.Addr // the client as trusted hops tell it
+	upgrade bool
+	grpc    bool
+	// sentFrames and gotFrames follow gRPC messages in the two bodies.
+	sentFrames, gotFrames frames
+	edge                  bool
+	hash                  uint64
+	hashed                bool
+	cookie                []byte // set-cookie of consistent hashing, nil for none
+	corsFor               *snapshot.CORS
+	origin                []byte // the Origin that corsFor allows
+	filterAt              int
+	weighted              *snapshot.WeightedCluster
+	timeout               time.Duration
+	capped                bool // timeout came from grpc-timeout: max stream duration
+	perTry                time.Duration
+	retry                 *snapshot.RetryPolicy
+	left                  uint32 // retries left
 	// retrying holds a unit of the cluster's retry limit.
 	retrying   bool
 	staleRetry bool
@@ -202,6 +204,9 @@ func (x *Exchange) OnData(p []byte, end bool) {
 		return
 	}
 	x.rec.BytesReceived += uint64(len(p))
+	if x.grpc {
+		x.rec.RequestMessages += x.sentFrames.count(p)
+	}
 	x.lastActive = x.env.Clock.Now()
 	for _, s := range x.mirrors {
 		s.data(p, end)
