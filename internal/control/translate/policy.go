@@ -107,7 +107,8 @@ func (b *builder) setPool(c *clusterpb.Cluster, s *mesh.Service, p mesh.Port, po
 }
 
 // setPoolFor applies connection pool settings and chooses the upstream
-// protocol.
+// protocol: HTTP/2 for ports declared so on both sides, as their applications
+// speak nothing else, and the caller's own where none is declared.
 func (b *builder) setPoolFor(c *clusterpb.Cluster, p mesh.Port, policy *networkingpb.TrafficPolicy, outbound bool) {
 	pool := policy.GetConnectionPool()
 	c.CircuitBreakers = breakers(pool, policy.GetRetryBudget())
@@ -116,7 +117,7 @@ func (b *builder) setPoolFor(c *clusterpb.Cluster, p mesh.Port, policy *networki
 	common := commonHTTP(pool)
 	options := &httppb.HttpProtocolOptions{CommonHttpProtocolOptions: common}
 	switch {
-	case outbound && b.wantsHTTP2(p, pool):
+	case outbound && b.wantsHTTP2(p, pool), p.Protocol.IsHTTP2() && b.n.http2():
 		h2 := &corepb.Http2ProtocolOptions{}
 		if n := pool.GetHttp().GetMaxConcurrentStreams(); n > 0 {
 			h2.MaxConcurrentStreams = wrapperspb.UInt32(uint32(n))
@@ -129,7 +130,7 @@ func (b *builder) setPoolFor(c *clusterpb.Cluster, p mesh.Port, policy *networki
 				ProtocolConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: h2},
 			},
 		}
-	case outbound && (p.Protocol == mesh.Auto && !b.n.router() || p.Protocol.IsHTTP() && pool.GetHttp().GetUseClientProtocol()):
+	case p.Protocol == mesh.Auto && !b.n.router(), outbound && p.Protocol.IsHTTP() && pool.GetHttp().GetUseClientProtocol():
 		options.UpstreamProtocolOptions = downstreamProtocol(&corepb.Http2ProtocolOptions{})
 	case common != nil:
 		options.UpstreamProtocolOptions = http1Only()
