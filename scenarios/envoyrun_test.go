@@ -16,6 +16,23 @@ import (
 // TestEnvoy_sidecars runs every scenario that can run live with Envoys as the
 // sidecars. envoy.txt lists the expectations that they do not meet.
 func TestEnvoy_sidecars(t *testing.T) {
+	withEnvoys(t, envoyrun.Mix{}, func(int) bool { return true })
+}
+
+// TestEnvoy_callers and TestEnvoy_callees run meshes in which Envoys and
+// lateen-proxies talk to each other: a half of the scenarios each, and all with
+// LATEEN_MIXED=all.
+func TestEnvoy_callers(t *testing.T) {
+	withEnvoys(t, envoyrun.Callers(), func(i int) bool { return i%2 == 0 })
+}
+
+func TestEnvoy_callees(t *testing.T) {
+	withEnvoys(t, envoyrun.Callees(), func(i int) bool { return i%2 == 1 })
+}
+
+// withEnvoys runs those scenarios that can run live and that chosen picks.
+func withEnvoys(t *testing.T, mix envoyrun.Mix, chosen func(int) bool) {
+	t.Helper()
 	envoy, err := envoycheck.Find(t.Context())
 	if err != nil {
 		missing(t, err)
@@ -24,7 +41,7 @@ func TestEnvoy_sidecars(t *testing.T) {
 	if err != nil {
 		t.Fatalf("envoy.txt: %v", err)
 	}
-	suite, err := envoyrun.New(t.Context(), envoy, known)
+	suite, err := envoyrun.New(t.Context(), envoy, mix, known)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,19 +52,26 @@ func TestEnvoy_sidecars(t *testing.T) {
 	var run atomic.Int32
 	others := 0
 	t.Cleanup(func() { // when the parallel ones are done
-		for _, err := range known.Stale(all, read(t, "../docs/differences.md"), suite.Held()) {
+		held := suite.Held()
+		if len(mix.Accounts) > 0 {
+			held = nil // lateen-proxy may have met them
+		}
+		for _, err := range known.Stale(all, read(t, "../docs/differences.md"), held) {
 			t.Errorf("envoy.txt: %v", err)
 		}
-		t.Logf("%d scenarios: %d run with Envoy as sidecars, %d skipped as they are for another runner alone; %d differ, in %d expectations",
+		t.Logf("%d scenarios: %d run with Envoys, %d skipped as they are for another runner alone; %d differ, in %d expectations",
 			len(all), run.Load(), others, known.Scenarios(), len(known))
 		if err := suite.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	slots := make(chan struct{}, liveParallel)
-	for _, s := range all {
+	for i, s := range all {
 		if s.Only != "" && s.Only != "live" {
 			others++
+			continue
+		}
+		if !chosen(i) && os.Getenv("LATEEN_MIXED") != "all" {
 			continue
 		}
 		t.Run(strings.TrimSuffix(s.Name, ".txtar"), func(t *testing.T) {

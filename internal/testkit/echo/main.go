@@ -35,7 +35,9 @@ func main() {
 		log.Fatal(err)
 	}
 	a := &app{name: os.Getenv("ECHO_NAME"), behaviour: behaviour, attempts: map[string]int{}}
-	srv := &http.Server{Addr: ":" + os.Getenv("ECHO_PORT"), Handler: a, ReadHeaderTimeout: 5 * time.Second}
+	srv := &http.Server{Addr: ":" + os.Getenv("ECHO_PORT"), Handler: a, ReadHeaderTimeout: 5 * time.Second, Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true) // what proxies speak to ports declared as gRPC
 	log.Fatal(srv.ListenAndServe())
 }
 

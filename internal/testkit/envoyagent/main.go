@@ -7,8 +7,8 @@
 // answers DNS from the control plane's name table, and says when it is ready.
 // Configuration reaches Envoy from the control plane directly, over mutual TLS.
 //
-// It is used by tests only, which put an Envoy beside it under the name envoy.
-// It ends when Envoy ends, and Envoy never outlives it.
+// It is used by tests only, which put an Envoy beside it under the name envoy. In
+// pods that a mix (package envoyrun) leaves to lateen-proxy it becomes that. It ends when Envoy ends, and Envoy never outlives it.
 package main
 
 import (
@@ -34,6 +34,7 @@ import (
 	"lateen.dev/lateen/internal/bootstrap"
 	"lateen.dev/lateen/internal/proxy/secret"
 	"lateen.dev/lateen/internal/spiffe"
+	"lateen.dev/lateen/internal/testkit/envoyrun"
 )
 
 func main() {
@@ -48,7 +49,8 @@ func main() {
 func run() error {
 	fd := flag.Int("bootstrap-fd", -1, "read the bootstrap message from this open `descriptor`")
 	flag.Parse()
-	data, err := io.ReadAll(os.NewFile(uintptr(*fd), "bootstrap")) // a nil file answers with an error
+	in := os.NewFile(uintptr(*fd), "bootstrap")
+	data, err := io.ReadAll(in) // a nil file answers with an error
 	if err != nil {
 		return fmt.Errorf("read bootstrap: %w", err)
 	}
@@ -56,15 +58,31 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the running program: %w", err)
+	}
+	dir := filepath.Dir(self)
+	mix, err := envoyrun.ReadMix(dir)
+	if err != nil {
+		return err
+	}
+	if !mix.Has(b.Identity.ServiceAccount) {
+		if _, err := in.Seek(0, io.SeekStart); err != nil {
+			return fmt.Errorf("rewind the bootstrap: %w", err)
+		}
+		return syscall.Exec(filepath.Join(dir, envoyrun.OwnProxy), os.Args, os.Environ())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	a := &agent{boot: b, log: slog.New(slog.NewTextHandler(os.Stderr, nil)), dialer: dialer(b)}
+	a := &agent{boot: b, program: filepath.Join(dir, "envoy"), log: slog.New(slog.NewTextHandler(os.Stderr, nil)), dialer: dialer(b)}
 	return a.run(ctx)
 }
 
 // agent is what stands around one Envoy.
 type agent struct {
 	boot    *bootstrap.Bootstrap
+	program string // Envoy
 	log     *slog.Logger
 	dialer  net.Dialer
 	secrets *secret.Store
@@ -173,13 +191,9 @@ func (a *agent) runEnvoy(ctx context.Context) error {
 	if err := os.WriteFile("envoy.json", config, 0o600); err != nil {
 		return fmt.Errorf("write Envoy's bootstrap: %w", err)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find the running program: %w", err)
-	}
 	// One worker: what a scenario counts (round robin, limits of a connection
 	// pool) Envoy counts by worker. Access logs must not wait for ten seconds.
-	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "envoy"), "-c", "envoy.json",
+	cmd := exec.CommandContext(ctx, a.program, "-c", "envoy.json",
 		"--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "20", "--log-level", "warning",
 		"--drain-time-s", "1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -5,13 +5,20 @@
 // same control plane. It is liverun with other sidecars: envoyagent stands
 // beside each Envoy, and what Envoy cannot know by nature is not asked.
 //
-// It promises that every proxy of a mesh is an Envoy. As in liverun, one that
+// A mesh may also be mixed: some pods with an Envoy, some with lateen-proxy.
+//
+// It promises that every proxy of a mesh is what the mix says. As in liverun, one that
 // refuses what it was sent fails the scenario, whatever the calls brought.
 package envoyrun
 
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -19,20 +26,49 @@ import (
 	"lateen.dev/lateen/internal/testkit/scenario"
 )
 
-// New makes a suite whose proxies are the Envoy at path, and which does not ask
-// for what is known to differ.
-func New(ctx context.Context, envoy string, known Differences) (*liverun.Suite, error) {
+// OwnProxy is the name of lateen-proxy in the folder of a suite's programs.
+const OwnProxy = "lateen-proxy.own"
+
+// New makes a suite whose proxies are the Envoy at path, as far as the mix says
+// so, and which does not ask for what is known to differ.
+func New(ctx context.Context, envoy string, mix Mix, known Differences) (*liverun.Suite, error) {
 	return liverun.New(ctx, liverun.Options{
-		Proxy:      "lateen.dev/lateen/internal/testkit/envoyagent",
-		Beside:     map[string]string{"envoy": envoy},
-		AccessLogs: accessLogs,
+		Proxy: "lateen.dev/lateen/internal/testkit/envoyagent", Own: OwnProxy,
+		Beside: func(dir string) error {
+			if err := mix.write(dir); err != nil {
+				return err
+			}
+			return copyProgram(envoy, filepath.Join(dir, "envoy"))
+		},
 		Unanswered: unanswered,
 		Settle:     settle,
-		Agent:      "envoy ",
+		Agent: func(account string) string {
+			if mix.Has(account) {
+				return "envoy "
+			}
+			return "lateen-proxy "
+		},
 		Apart: func(sc *scenario.Scenario, w scenario.Want) bool {
 			return slices.ContainsFunc(known, func(d Difference) bool { return d.covers(sc.Name, w) })
 		},
 	})
+}
+
+// copyProgram copies Envoy to where an ordinary user may run it.
+func copyProgram(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return fmt.Errorf("copy Envoy: %w", err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755)
+	if err != nil {
+		return fmt.Errorf("copy Envoy: %w", err)
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		return errors.Join(fmt.Errorf("copy Envoy: %w", err), out.Close())
+	}
+	return out.Close()
 }
 
 // mergeWindow is how long after a change of endpoints Envoy collects further
@@ -53,20 +89,3 @@ func settle(sc *scenario.Scenario) time.Duration {
 // unanswered are the kinds of expectations about what only Lateen's proxy
 // tells: the object and line that decided, and the attributes of its spans.
 var unanswered = []string{"origin", "span"}
-
-// accessLogs is liverun's mesh configuration in Envoy's own words.
-const accessLogs = `---
-apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: istio
-  namespace: istio-system
-data:
-  mesh: |
-    accessLogFile: /dev/stdout
-    accessLogEncoding: JSON
-    accessLogFormat: |
-      {"mark": "%REQ(USER-AGENT)%", "status": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%",
-       "details": "%RESPONSE_CODE_DETAILS%", "route": "%ROUTE_NAME%",
-       "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "cluster": "%UPSTREAM_CLUSTER_RAW%"}
-`

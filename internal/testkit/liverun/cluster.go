@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -106,7 +107,7 @@ func (c *cluster) write(manifests string) error {
 		}
 	}
 	if !ownConfig {
-		cluster += c.suite.o.AccessLogs
+		cluster += accessLogs
 	}
 	if err := os.WriteFile(filepath.Join(manifests, "cluster.yaml"), []byte(cluster), 0o644); err != nil {
 		return err
@@ -237,8 +238,10 @@ func (c *cluster) synced(ctx context.Context, pods, proxies int) (uint64, string
 		return 0, fmt.Sprintf("%d of %d proxies are connected", len(status.Proxies), proxies)
 	}
 	for _, p := range status.Proxies {
-		if !strings.HasPrefix(p.Version, c.suite.o.Agent) {
-			return 0, fmt.Sprintf("%s is a %s, not a %s", p.ID, p.Version, c.suite.o.Agent)
+		if c.suite.o.Agent != nil {
+			if want := c.suite.o.Agent(path.Base(p.Identity)); !strings.HasPrefix(p.Version, want) {
+				return 0, fmt.Sprintf("%s is a %q, not a %q", p.ID, p.Version, want)
+			}
 		}
 		for name, t := range p.Types {
 			if t.State == "sent" || t.State == "refused" {

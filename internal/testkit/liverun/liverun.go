@@ -42,11 +42,11 @@ const nobody = 65534
 type Options struct {
 	// Proxy is the package of the program that stands in for lateen-proxy.
 	Proxy string
-	// Beside are more files that belong beside the programs, by name there.
-	Beside map[string]string
-	// AccessLogs is the mesh configuration (a manifest) that makes proxies write
-	// what the runner reads; "" means Lateen's.
-	AccessLogs string
+	// Own is the name under which lateen-proxy itself is built then; "" means
+	// not at all.
+	Own string
+	// Beside puts more files into the folder of the programs; nil means none.
+	Beside func(dir string) error
 	// Unanswered are the expectations, by first word, that these proxies cannot
 	// answer by nature; they are not checked.
 	Unanswered []string
@@ -55,8 +55,9 @@ type Options struct {
 	Apart func(sc *scenario.Scenario, w scenario.Want) bool
 	// Settle is how long a mesh rests before the first call; nil means not at all.
 	Settle func(sc *scenario.Scenario) time.Duration
-	// Agent begins what every proxy calls itself; a mesh with others is not ready.
-	Agent string
+	// Agent returns how what a proxy calls itself must begin, by its service
+	// account; a mesh with others is not ready. nil means anything will do.
+	Agent func(account string) string
 }
 
 // Suite holds the built programs. It is safe for concurrent use.
@@ -74,9 +75,6 @@ func New(ctx context.Context, o Options) (*Suite, error) {
 	dir, err := os.MkdirTemp("", "lateen-live-")
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for live scenarios: %w", err)
-	}
-	if o.AccessLogs == "" {
-		o.AccessLogs = accessLogs
 	}
 	s := &Suite{o: o, dir: dir, held: map[string][]scenario.Want{}}
 	if os.Geteuid() == 0 {
@@ -96,20 +94,17 @@ func (s *Suite) build(ctx context.Context) error {
 	if s.o.Proxy != "" {
 		builds = append(builds, []string{filepath.Join(s.dir, "lateen-proxy"), s.o.Proxy})
 	}
+	if s.o.Own != "" {
+		builds = append(builds, []string{filepath.Join(s.dir, s.o.Own), "lateen.dev/lateen/cmd/lateen-proxy"})
+	}
 	for _, args := range builds {
 		cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-ldflags=-s -w", "-o"}, args...)...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build the programs: %w\n%s", err, out)
 		}
 	}
-	for name, path := range s.o.Beside {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return fmt.Errorf("copy %s: %w", name, err)
-		}
-		if err := os.WriteFile(filepath.Join(s.dir, name), data, 0o755); err != nil {
-			return fmt.Errorf("copy %s: %w", name, err)
-		}
+	if s.o.Beside != nil {
+		return s.o.Beside(s.dir)
 	}
 	return nil
 }
