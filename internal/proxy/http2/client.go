@@ -171,7 +171,7 @@ func (c *Client) goneAway(last uint32) {
 func (c *Client) sendHead(s *stream, h *message.Head, end bool) {
 	connect := string(h.Method()) == "CONNECT"
 	upgrade := !end && !connect && h.Has(message.Upgrade)
-	if c.peerAway || c.nextID > maxStreamID {
+	if c.state == connClosed || c.peerAway || c.nextID > maxStreamID {
 		c.refuseSend(s, message.ResetRefused)
 		return
 	}

@@ -424,11 +424,7 @@ func (c *conn) fail(err *Error) int {
 		c.srv.o.OnError(err, c.t.Conn())
 	}
 	c.goAway(c.lastID, err.Code, err.Reason)
-	code := err.Reset()
-	if err == errKeepAlive {
-		code = message.ResetTermination
-	}
-	c.end(code, err)
+	c.end(err.Reset(), err)
 	return 0
 }
 
@@ -477,7 +473,13 @@ func (c *conn) resetAll(code message.ResetCode, match func(*stream) bool) {
 }
 
 // OnEOF handles the peer's FIN: HTTP/2 has no use for half a connection.
-func (c *conn) OnEOF() { c.end(message.ResetTermination, nil) }
+func (c *conn) OnEOF() {
+	if c.streams.count == 0 {
+		c.end(message.ResetNone, nil)
+		return
+	}
+	c.end(message.ResetTermination, nil)
+}
 
 // OnDrained goes on sending, and reading if that had stopped.
 func (c *conn) OnDrained() {

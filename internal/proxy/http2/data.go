@@ -34,7 +34,7 @@ func (c *conn) startData(p []byte, length int, flags byte, id uint32) int {
 		return c.fail(err)
 	}
 	c.dataLeft, c.dataPad, c.dataEnd = int32(left), int32(pad), end
-	c.dataStream = c.dataFor(id, int32(length), int64(left))
+	c.dataStream = c.dataFor(id, int32(length), int64(left), end)
 	if s := c.dataStream; s != nil {
 		s.credit += int32(length - left) // padding is consumed here
 		if left == 0 && end {
@@ -45,7 +45,7 @@ func (c *conn) startData(p []byte, length int, flags byte, id uint32) int {
 }
 
 // dataFor checks that a stream may receive DATA; nil drops it.
-func (c *conn) dataFor(id uint32, length int32, payload int64) *stream {
+func (c *conn) dataFor(id uint32, length int32, payload int64, end bool) *stream {
 	s := c.streams.get(id)
 	switch {
 	case s == nil:
@@ -64,6 +64,7 @@ func (c *conn) dataFor(id uint32, length int32, payload int64) *stream {
 	switch {
 	case s.r == nil:
 		// Answered; what the client still sends is of no use.
+		s.recvEnd = end
 		return nil
 	case c.cli != nil && !s.headSeen:
 		c.streamError(s, errBeforeHead)

@@ -87,7 +87,12 @@ func (e *Error) Details() string {
 }
 
 // Reset is what the request path is told.
-func (e *Error) Reset() message.ResetCode { return message.ResetProtocol }
+func (e *Error) Reset() message.ResetCode {
+	if e == errKeepAlive || e == errSettingsLate {
+		return message.ResetTermination
+	}
+	return message.ResetProtocol
+}
 
 func broken(code ErrCode, reason string) *Error { return &Error{Code: code, Reason: reason} }
 

@@ -11,14 +11,14 @@ const (
 	resetWindow = 1e9
 	// maxEmpty bounds DATA frames without payload and without END_STREAM in a row.
 	maxEmpty = 16
-	// PRIORITY frames per stream; WINDOW_UPDATE frames per stream and per DATA
-	// frame that we sent.
+	// PRIORITY frames per stream; WINDOW_UPDATE frames, beside a start of
+	// controlBudget, per stream and per DATA frame that we sent.
 	priorityPerStream = 100
 	updatesPerStream  = 2
 	updatesPerData    = 20
 	// controlBudget bounds SETTINGS, PING and unknown frames: this many, and
 	// controlPerFrame for each stream and DATA frame.
-	controlBudget   = 1000
+	controlBudget   = 2000
 	controlPerFrame = 10
 	// settingsBudget bounds SETTINGS frames, maxSettings the entries of one.
 	settingsBudget = 64
@@ -137,17 +137,14 @@ func (c *conn) abuse() {
 	g := &c.guard
 	done := g.completed - g.completedR
 	g.completedR = g.completed
-	g.resets = g.resets - min(g.resets, done) + 1
-	if g.resets <= resetBudget {
-		return
-	}
 	if c.timers != nil {
 		if now := c.timers.Now(); now-g.resetSince >= resetWindow {
 			g.resetSince, g.resets = now, 0
-			return
 		}
 	}
-	c.fail(errRapidReset)
+	if g.resets = g.resets - min(g.resets, done) + 1; g.resets > resetBudget {
+		c.fail(errRapidReset)
+	}
 }
 
 // remember notes that we reset a stream.

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -487,5 +488,68 @@ func TestLoop_cancelReachesTheServer(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatal("the backend never heard of it")
 		}
+	}
+}
+
+// hello answers every request, once it is complete, with a short body.
+type hello struct {
+	s message.Sender
+	h message.Head
+}
+
+type helloAcceptor struct{}
+
+func (helloAcceptor) Accept(s message.Sender) message.Receiver { return &hello{s: s} }
+func (helloAcceptor) OnConnClosed()                            {}
+
+func (r *hello) answer() {
+	r.h.SetStatus(200)
+	r.s.SendHead(&r.h, false)
+	r.s.SendData([]byte("hello"), true)
+}
+
+func (r *hello) OnHead(_ *message.Head, end bool) {
+	if end {
+		r.answer()
+	}
+}
+
+func (r *hello) OnData(_ []byte, end bool) {
+	if end {
+		r.answer()
+	}
+}
+func (r *hello) OnTrailers(*message.Head)      { r.answer() }
+func (r *hello) OnInformational(*message.Head) {}
+func (r *hello) OnReset(message.ResetCode)     {}
+func (r *hello) OnDrained()                    {}
+
+// The conformance suite, where it is installed.
+func TestLoop_h2spec(t *testing.T) {
+	bin, err := exec.LookPath("h2spec")
+	if err != nil {
+		t.Skip("h2spec is not installed: go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible")
+	}
+	l := startLoop(t)
+	o := &ServerOptions{Pool: NewPool(l.Later), Timers: l}
+	fd, addr := listen(t)
+	l.Post(func() {
+		_, err := l.Listen(fd, func(fd int, remote netip.AddrPort) {
+			c, err := l.Adopt(fd, message.Conn{Local: addr, Remote: remote})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			NewServer(c, helloAcceptor{}, o)
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, bin, "--strict", "-o", "5", "-h", "127.0.0.1", "-p", fmt.Sprint(addr.Port())).CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte(" 0 skipped, 0 failed")) {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

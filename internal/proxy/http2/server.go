@@ -163,7 +163,7 @@ func (s *Server) section(id uint32, block []byte, end bool) {
 	switch {
 	case !ok:
 	case s.draining == drainLast:
-		// Above the last stream: the client knows, or will soon, that it was not served.
+		s.reset(id, RefusedStream) // above the last stream: it may be tried elsewhere
 	case s.streams.count >= int(s.o.MaxStreams):
 		s.conn.count(errRefused)
 		s.reset(id, RefusedStream)

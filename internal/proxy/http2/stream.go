@@ -185,7 +185,7 @@ func (s *stream) SendTrailers(h *message.Head) {
 
 // Reset abandons the exchange in both directions.
 func (s *stream) Reset(code message.ResetCode) {
-	if s.closed {
+	if s.closed || s.r == nil {
 		return
 	}
 	c, id := s.c, s.id
