@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lateen.dev/lateen/internal/bootstrap"
-	"lateen.dev/lateen/internal/proxy/http1"
 	"lateen.dev/lateen/internal/proxy/loop"
 	"lateen.dev/lateen/internal/proxy/message"
 	"lateen.dev/lateen/internal/proxy/upstream"
@@ -26,7 +25,6 @@ type dialer struct{ w *worker }
 type dialling struct {
 	w      *worker
 	target upstream.Target
-	http   bool
 	done   func(message.Transport, *upstream.Error)
 	socket *loop.Dialing
 	conn   *loop.Conn
@@ -37,22 +35,22 @@ type dialling struct {
 
 // DialHTTP implements upstream.Dialer.
 func (d dialer) DialHTTP(t upstream.Target, o message.ClientObserver, done func(message.ClientConn, *upstream.Error)) func() {
-	return d.dial(t, true, func(tr message.Transport, err *upstream.Error) {
+	return d.dial(t, func(tr message.Transport, err *upstream.Error) {
 		if err != nil {
 			done(nil, err)
 			return
 		}
-		done(http1.NewClient(tr, o, d.w.codec.client), nil)
+		done(d.w.codec.newClient(tr, &t, o), nil)
 	})
 }
 
 // DialTCP implements upstream.Dialer.
 func (d dialer) DialTCP(t upstream.Target, done func(message.Transport, *upstream.Error)) func() {
-	return d.dial(t, false, done)
+	return d.dial(t, done)
 }
 
-func (d dialer) dial(t upstream.Target, http bool, done func(message.Transport, *upstream.Error)) func() {
-	a := &dialling{w: d.w, target: t, http: http, done: done}
+func (d dialer) dial(t upstream.Target, done func(message.Transport, *upstream.Error)) func() {
+	a := &dialling{w: d.w, target: t, done: done}
 	if t.Mark == 0 && d.w.s.o.Bootstrap.Capture == bootstrap.CaptureMark {
 		a.target.Mark = defaultMark(t.Cluster)
 	}
@@ -159,7 +157,8 @@ func (a *dialling) connected(c *loop.Conn, err error) {
 		a.fail(&upstream.Error{Code: message.ResetTLSFailure, Reason: "TLS_error: no certificates in this proxy"})
 		return
 	}
-	o.Handshakes.Client(c, o.Secrets.ClientConfig(a.target.TLS, a.target.SNI, a.http), func(tr message.Transport, err error) {
+	t := &a.target
+	o.Handshakes.Client(c, o.Secrets.ClientConfig(t.TLS, t.SNI, t.TLS.Offers(t.Speak)), func(tr message.Transport, err error) {
 		switch {
 		case a.over:
 			if tr != nil {

@@ -10,7 +10,6 @@ import (
 
 	"lateen.dev/lateen/internal/proxy/filter"
 	"lateen.dev/lateen/internal/proxy/filter/authz"
-	"lateen.dev/lateen/internal/proxy/http1"
 	"lateen.dev/lateen/internal/proxy/loop"
 	"lateen.dev/lateen/internal/proxy/message"
 	"lateen.dev/lateen/internal/proxy/record"
@@ -46,7 +45,7 @@ type downstream struct {
 	listener *snapshot.Listener
 	chain    *snapshot.FilterChain
 	site     *stream.Site
-	h1       *http1.Server
+	codec    serverCodec // nil until it is known, and for TCP
 	pair     *tcp.Pair
 	request  *upstream.TCPRequest
 	dialing  bool
@@ -189,8 +188,8 @@ func (d *downstream) OnBytes(p []byte) int {
 			d.info.ALPN = []string{"http/1.1"}
 		case v == sniff.Match && p == message.HTTP10:
 			d.info.ALPN = []string{"http/1.0"}
-			// HTTP/2 in clear text is not classified: without its codec the
-			// connection goes on as TCP.
+		case v == sniff.Match && p == message.HTTP2:
+			d.info.ALPN = []string{"h2c"}
 		}
 	}
 	d.choose()
@@ -321,13 +320,6 @@ func (d *downstream) refuse(flags record.Flags, details string) {
 	d.end()
 }
 
-// serveHTTP puts the codec on the connection.
-func (d *downstream) serveHTTP() {
-	d.site = &stream.Site{Snapshot: d.w.snap, Listener: d.listener, Manager: d.chain.HTTP, Gateway: d.rec.Gateway}
-	d.transport.Conn().Protocol = message.HTTP11
-	d.h1 = http1.NewServer(d.transport, d, d.w.codec.server(d.chain.HTTP))
-}
-
 // Accept implements message.Acceptor: every exchange runs with the snapshot of
 // its own beginning.
 func (d *downstream) Accept(s message.Sender) message.Receiver {
@@ -359,7 +351,7 @@ func (d *downstream) rematch(next *snapshot.Snapshot) {
 	if l != nil {
 		c = l.Match(d.info)
 	}
-	if c == nil || !sameTransport(d.chain, c) || (c.HTTP == nil) != (d.chain.HTTP == nil) ||
+	if c == nil || !sameTransport(d.chain, c) || !sameCodec(d.chain.HTTP, c.HTTP) ||
 		d.networkPolicy(c).Verdict != filter.Continue {
 		d.drain()
 		return
@@ -390,22 +382,29 @@ func sameTransport(a, b *snapshot.FilterChain) bool {
 	return a.TLS == b.TLS || a.TLS != nil && b.TLS != nil && reflect.DeepEqual(a.TLS, b.TLS)
 }
 
+// sameCodec says whether two chains read a connection in the same way.
+func sameCodec(a, b *snapshot.HTTPManager) bool {
+	return (a == nil) == (b == nil) && (a == nil || a.Codec == b.Codec)
+}
+
 // drain ends the connection after what is in flight, at once when idle.
 func (d *downstream) drain() {
 	switch {
 	case d.over:
-	case d.h1 != nil:
-		d.h1.Drain()
+	case d.codec != nil:
+		d.codec.Drain()
 	case d.pair != nil:
 		d.pair.Close()
+	case d.site != nil: // not one byte has come yet
+		d.transport.Close()
 	}
 }
 
 // lastExchange lets the connection end with its next response; a request that
 // is on its way already is still served.
 func (d *downstream) lastExchange() {
-	if !d.over && d.h1 != nil {
-		d.h1.Last()
+	if !d.over && d.codec != nil {
+		d.codec.Last()
 	}
 }
 
@@ -417,7 +416,7 @@ func (d *downstream) end() {
 	d.over = true
 	d.disarm()
 	d.w.remove(d)
-	if d.h1 != nil {
+	if d.site != nil {
 		return // its exchanges have been recorded
 	}
 	d.rec.Total = d.w.loop.Wall().Sub(d.rec.Start)

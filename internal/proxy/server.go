@@ -35,7 +35,7 @@ import (
 // themselves; secret.Store is one. Both methods may be called on loops.
 type Secrets interface {
 	ServerConfig(d *snapshot.DownstreamTLS) *tls.Config
-	ClientConfig(u *snapshot.UpstreamTLS, host string, http bool) *tls.Config
+	ClientConfig(u *snapshot.UpstreamTLS, host string, offers snapshot.ALPN) *tls.Config
 }
 
 // Handshakes runs TLS handshakes away from the loops; mtls.Pool is one. done is
@@ -334,7 +334,7 @@ func (w *worker) apply(next *snapshot.Snapshot) {
 // closeIdle ends HTTP connections without an exchange.
 func (w *worker) closeIdle() {
 	for d := range w.conns {
-		if d.h1 != nil {
+		if d.site != nil {
 			d.drain()
 		}
 	}

@@ -80,16 +80,20 @@ func (a *authority) issue(t testing.TB, id string) *identity {
 	return &identity{ca: a, cert: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}}
 }
 
-func (i *identity) ServerConfig(*snapshot.DownstreamTLS) *tls.Config {
+func (i *identity) ServerConfig(d *snapshot.DownstreamTLS) *tls.Config {
+	alpn := d.ALPN
+	if len(alpn) == 0 {
+		alpn = []string{"istio-http/1.1", "istio", "http/1.1"}
+	}
 	return &tls.Config{
 		Certificates: []tls.Certificate{i.cert}, ClientCAs: i.ca.pool, ClientAuth: tls.RequireAndVerifyClientCert,
-		MinVersion: tls.VersionTLS13, NextProtos: []string{"istio-http/1.1", "istio", "http/1.1"}, SessionTicketsDisabled: true,
+		MinVersion: tls.VersionTLS13, NextProtos: alpn, SessionTicketsDisabled: true,
 	}
 }
 
-func (i *identity) ClientConfig(u *snapshot.UpstreamTLS, _ string, _ bool) *tls.Config {
+func (i *identity) ClientConfig(u *snapshot.UpstreamTLS, _ string, offers snapshot.ALPN) *tls.Config {
 	return &tls.Config{
-		Certificates: []tls.Certificate{i.cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"istio"},
+		Certificates: []tls.Certificate{i.cert}, MinVersion: tls.VersionTLS13, NextProtos: offers,
 		ServerName: u.SNI, InsecureSkipVerify: true, // the name is a SPIFFE id, verified here:
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			leaf := cs.PeerCertificates[0]

@@ -118,7 +118,7 @@ func (a *Agent) target(cluster string) (record.Target, error) {
 		return record.Target{}, fmt.Errorf("cluster %q has no transport for %s", cluster, t.Address)
 	}
 	if tr.TLS != nil {
-		t.TLS = a.secrets.ClientConfig(tr.TLS, e.Host, false)
+		t.TLS = a.secrets.ClientConfig(tr.TLS, e.Host, tr.TLS.Offers(snapshot.SpeakHTTP2))
 		t.TLS.NextProtos = telemetryProtocols(tr.TLS)
 	}
 	return t, nil

@@ -139,6 +139,9 @@ func shake(server, client *tls.Config) (st tls.ConnectionState, serverErr, clien
 	return srv.ConnectionState(), serverErr, clientErr
 }
 
+// offered is what HTTP/1.1 between mesh peers offers.
+var offered = snapshot.ALPN{"istio-http/1.1", "istio", "http/1.1"}
+
 func meshServer(sans ...snapshot.StringMatcher) *snapshot.DownstreamTLS {
 	return &snapshot.DownstreamTLS{
 		Certificates: []string{Default}, RequireClientCert: true, ALPN: []string{"h2", "http/1.1"},
@@ -160,7 +163,7 @@ func TestMeshHandshake(t *testing.T) {
 	a, b, evil := holder(t, r, id("default", "a")), holder(t, r, id("default", "b")), holder(t, newRoot(t), id("default", "a"))
 	exact := func(who spiffe.ID) snapshot.StringMatcher { return snapshot.StringMatcher{Text: who.String()} }
 
-	st, se, ce := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(exact(id("default", "b"))), "", true))
+	st, se, ce := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(exact(id("default", "b"))), "", offered))
 	if se != nil || ce != nil {
 		t.Fatal(se, ce)
 	}
@@ -168,24 +171,24 @@ func TestMeshHandshake(t *testing.T) {
 		len(st.VerifiedChains) == 0 || st.PeerCertificates[0].URIs[0].String() != id("default", "a").String() {
 		t.Errorf("state: %+v", st)
 	}
-	if st, se, ce := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(), "", false)); se != nil || ce != nil || st.NegotiatedProtocol != "" {
+	if st, se, ce := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(), "", nil)); se != nil || ce != nil || st.NegotiatedProtocol != "" {
 		t.Error("no common protocol:", se, ce, st.NegotiatedProtocol)
 	}
-	if _, _, ce := shake(b.ServerConfig(meshServer()), a.ClientConfig(meshClient(exact(id("default", "c"))), "", true)); ce == nil {
+	if _, _, ce := shake(b.ServerConfig(meshServer()), a.ClientConfig(meshClient(exact(id("default", "c"))), "", offered)); ce == nil {
 		t.Error("a peer with another identity was accepted")
 	}
-	if _, se, _ := shake(b.ServerConfig(meshServer(snapshot.StringMatcher{Kind: snapshot.StringPrefix, Text: "spiffe://other/"})), a.ClientConfig(meshClient(), "", true)); se == nil {
+	if _, se, _ := shake(b.ServerConfig(meshServer(snapshot.StringMatcher{Kind: snapshot.StringPrefix, Text: "spiffe://other/"})), a.ClientConfig(meshClient(), "", offered)); se == nil {
 		t.Error("a foreign trust domain was accepted")
 	}
-	if _, se, _ := shake(b.ServerConfig(meshServer()), evil.ClientConfig(meshClient(), "", true)); se == nil {
+	if _, se, _ := shake(b.ServerConfig(meshServer()), evil.ClientConfig(meshClient(), "", offered)); se == nil {
 		t.Error("a certificate of another root was accepted")
 	}
-	bare := a.ClientConfig(meshClient(), "", true)
+	bare := a.ClientConfig(meshClient(), "", offered)
 	bare.GetClientCertificate = nil
 	if _, se, _ := shake(b.ServerConfig(meshServer()), bare); se == nil {
 		t.Error("no certificate was accepted")
 	}
-	old := a.ClientConfig(meshClient(), "", true)
+	old := a.ClientConfig(meshClient(), "", offered)
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	if _, se, _ := shake(b.ServerConfig(meshServer()), old); se == nil {
 		t.Error("TLS 1.2 was accepted between mesh peers")
@@ -194,7 +197,7 @@ func TestMeshHandshake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, se, _ := shake(none.ServerConfig(meshServer()), a.ClientConfig(meshClient(), "", true)); se == nil || !strings.Contains(se.Error(), "no certificate yet") {
+	if _, se, _ := shake(none.ServerConfig(meshServer()), a.ClientConfig(meshClient(), "", offered)); se == nil || !strings.Contains(se.Error(), "no certificate yet") {
 		t.Error("served without certificate:", se)
 	}
 }
@@ -239,7 +242,7 @@ func TestRotation(t *testing.T) {
 	cfg := b.ServerConfig(meshServer())
 	serial := func() string {
 		a := holder(t, r, id("default", "a"))
-		c := a.ClientConfig(meshClient(), "", true)
+		c := a.ClientConfig(meshClient(), "", offered)
 		var got string
 		verify := c.VerifyConnection
 		c.VerifyConnection = func(cs tls.ConnectionState) error {
@@ -271,26 +274,26 @@ func TestGatewayCredential(t *testing.T) {
 	s := holder(t, r, id("default", "gw"))
 	d := &snapshot.DownstreamTLS{Certificates: []string{"kubernetes://shop"}, SessionTickets: true}
 	plain := &snapshot.UpstreamTLS{SNI: "shop.example.com", Validation: &snapshot.Validation{RootsPEM: []byte(r.pem)}}
-	if _, se, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se == nil {
+	if _, se, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", offered)); se == nil {
 		t.Fatal("served without the credential")
 	}
 	cert, key := r.leaf(t, func(c *x509.Certificate) { c.DNSNames = []string{"shop.example.com"} })
 	if err := s.Set("kubernetes://shop", Credential{CertPEM: []byte(cert), KeyPEM: key}); err != nil || !s.Has("kubernetes://shop") {
 		t.Fatal(err)
 	}
-	if _, se, ce := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se != nil || ce != nil {
+	if _, se, ce := shake(s.ServerConfig(d), s.ClientConfig(plain, "", offered)); se != nil || ce != nil {
 		t.Fatal(se, ce)
 	}
 	other := *plain
 	other.SNI = "other.example.com"
-	if _, _, ce := shake(s.ServerConfig(d), s.ClientConfig(&other, "", true)); ce == nil {
+	if _, _, ce := shake(s.ServerConfig(d), s.ClientConfig(&other, "", offered)); ce == nil {
 		t.Error("a certificate for another host was accepted")
 	}
 	if err := s.Set("kubernetes://shop", Credential{CertPEM: []byte("x")}); err == nil || !s.Has("kubernetes://shop") {
 		t.Error("a broken credential displaced a good one")
 	}
 	s.Delete("kubernetes://shop")
-	if _, se, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", true)); se == nil {
+	if _, se, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", offered)); se == nil {
 		t.Error("served with a deleted credential")
 	}
 }

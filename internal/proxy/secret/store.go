@@ -57,8 +57,6 @@ type Options struct {
 	Keep *os.File
 	// Lifetime is asked of the authority; 0 leaves it to it.
 	Lifetime time.Duration
-	// HTTP2 lets connections agree on h2.
-	HTTP2 bool
 	// Now is the wall clock; nil means time.Now.
 	Now func() time.Time
 	Log *slog.Logger

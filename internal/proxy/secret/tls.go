@@ -124,12 +124,9 @@ func (s *Store) certificate(name string) (*tls.Certificate, error) {
 	return n.cert, nil
 }
 
-// protocols drops what this build cannot speak: h2 without its codec, and
-// Istio's TCP metadata exchange.
-func (s *Store) protocols(list []string) []string {
-	return slices.DeleteFunc(slices.Clone(list), func(p string) bool {
-		return p == "istio-peer-exchange" || !s.o.HTTP2 && (p == "h2" || p == "istio-h2")
-	})
+// protocols drops what no codec of ours speaks: Istio's TCP metadata exchange.
+func protocols(list []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(p string) bool { return p == "istio-peer-exchange" })
 }
 
 // ServerConfig returns the configuration with which a filter chain terminates
@@ -169,7 +166,7 @@ func (s *Store) serverConfig(d *snapshot.DownstreamTLS) (*tls.Config, error) {
 	}
 	c = &tls.Config{
 		MinVersion: max(d.MinVersion, tls.VersionTLS12), MaxVersion: d.MaxVersion, CipherSuites: d.CipherSuites,
-		NextProtos: s.protocols(d.ALPN), SessionTicketsDisabled: !d.SessionTickets, Time: s.o.Now,
+		NextProtos: protocols(d.ALPN), SessionTicketsDisabled: !d.SessionTickets, Time: s.o.Now,
 	}
 	for _, name := range d.Certificates {
 		cert, err := s.certificate(name)
@@ -211,14 +208,14 @@ func (s *Store) serverConfig(d *snapshot.DownstreamTLS) (*tls.Config, error) {
 
 // ClientConfig returns the configuration for one connection to an endpoint.
 // host is the request's host without port, for clusters that take name and
-// expected identity from it. http says that HTTP will be spoken. In the mesh the
+// expected identity from it. offers are the protocols to name. In the mesh the
 // peer's SPIFFE id is verified instead of a host name; elsewhere the names that
 // the cluster lists, or else the server name. Only a cluster without any
 // validation is not verified, as it asked.
-func (s *Store) ClientConfig(u *snapshot.UpstreamTLS, host string, http bool) *tls.Config {
+func (s *Store) ClientConfig(u *snapshot.UpstreamTLS, host string, offers snapshot.ALPN) *tls.Config {
 	c := &tls.Config{
 		MinVersion: max(u.MinVersion, tls.VersionTLS12), MaxVersion: u.MaxVersion,
-		ServerName: u.SNI, NextProtos: s.protocols(u.ALPN), Time: s.o.Now, SessionTicketsDisabled: true,
+		ServerName: u.SNI, NextProtos: offers, Time: s.o.Now, SessionTicketsDisabled: true,
 		// Verification is ours (verify below): it knows SPIFFE ids, and roots
 		// that may have been rotated since.
 		InsecureSkipVerify: true,
@@ -228,14 +225,6 @@ func (s *Store) ClientConfig(u *snapshot.UpstreamTLS, host string, http bool) *t
 	}
 	if u.Mesh {
 		mtls.Mesh(c)
-		if http {
-			c.NextProtos = []string{"istio-http/1.1", "istio", "http/1.1"}
-			if s.o.HTTP2 {
-				c.NextProtos = s.protocols(u.ALPN)
-			}
-		}
-	} else if http && len(c.NextProtos) == 0 {
-		c.NextProtos = []string{"http/1.1"}
 	}
 	if u.Certificate != "" {
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {

@@ -243,6 +243,18 @@ func parseALPN(data []byte) ([]string, bool) {
 // preface is the beginning of every HTTP/2 connection (RFC 9113 §3.4).
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
+// HTTP2 tells HTTP/2, by its preface, from everything else.
+func HTTP2(p []byte) Verdict {
+	n := min(len(p), len(preface))
+	switch {
+	case string(p[:n]) != preface[:n]:
+		return NoMatch
+	case n < len(preface):
+		return NeedMore
+	}
+	return Match
+}
+
 // MaxRequestLine bounds the search for the end of an HTTP/1 request line. A
 // longer line that has begun like a request counts as HTTP/1.1, so that the
 // codec can say what is wrong with it.
@@ -254,10 +266,10 @@ const maxMethod = 24
 // HTTP tells HTTP/1 (by its whole request line) and HTTP/2 (by its preface)
 // from everything else.
 func HTTP(p []byte) (message.Protocol, Verdict) {
-	if n := min(len(p), len(preface)); string(p[:n]) == preface[:n] {
-		if n == len(preface) {
-			return message.HTTP2, Match
-		}
+	switch HTTP2(p) {
+	case Match:
+		return message.HTTP2, Match
+	case NeedMore:
 		return message.ProtocolUnknown, NeedMore
 	}
 	i := 0
