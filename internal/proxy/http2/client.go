@@ -9,7 +9,7 @@ import (
 
 // assumedStreams is how many exchanges a connection takes before the server
 // has said how many it wants.
-const assumedStreams = 8
+const assumedStreams = 100
 
 // ClientOptions configures upstream connections; shared like ServerOptions.
 type ClientOptions struct {
