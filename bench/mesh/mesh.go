@@ -20,13 +20,15 @@ import (
 
 // mesh is a running lateen up.
 type mesh struct {
-	cmd    *exec.Cmd
-	url    string // of an order, through the gateway
-	took   time.Duration
-	client *api.Client
-	output strings.Builder
-	ended  chan struct{}
-	ready  chan struct{} // every pod is ready
+	cmd     *exec.Cmd
+	url     string // of an order, through the gateway
+	took    time.Duration
+	data    string
+	started time.Time
+	client  *api.Client
+	output  strings.Builder
+	ended   chan struct{}
+	ready   chan struct{} // every pod is ready
 }
 
 // gatewayLine is how lateen up prints the gateway's address.
@@ -34,6 +36,20 @@ var gatewayLine = regexp.MustCompile(`is (http://127\.0\.0\.1:\d+) on this machi
 
 // up starts the mesh and waits for the first 200 through its gateway.
 func (b *bench) up(ctx context.Context) (*mesh, error) {
+	m, err := b.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.firstOrder(ctx, m.started); err != nil {
+		_ = m.stop()
+		return nil, err
+	}
+	m.client = api.NewClient(filepath.Join(m.data, "run", api.SocketName))
+	return m, nil
+}
+
+// open starts the mesh and waits until its gateway's port is printed.
+func (b *bench) open(ctx context.Context) (*mesh, error) {
 	data, err := os.MkdirTemp(b.dir, "data-")
 	if err != nil {
 		return nil, err
@@ -46,7 +62,7 @@ func (b *bench) up(ctx context.Context) (*mesh, error) {
 		return nil, err
 	}
 	m.cmd.Stderr = os.Stderr
-	start := time.Now()
+	m.started, m.data = time.Now(), data
 	if err := m.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start lateen up: %w; build it with make", err)
 	}
@@ -80,11 +96,6 @@ func (b *bench) up(ctx context.Context) (*mesh, error) {
 		_ = m.stop()
 		return nil, ctx.Err()
 	}
-	if err := m.firstOrder(ctx, start); err != nil {
-		_ = m.stop()
-		return nil, err
-	}
-	m.client = api.NewClient(filepath.Join(data, "run", api.SocketName))
 	return m, nil
 }
 
