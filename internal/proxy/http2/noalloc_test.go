@@ -31,7 +31,6 @@ type echo struct {
 	s    message.Sender
 	head message.Head
 	body []byte
-	post bool
 }
 
 func (e *echo) Accept(s message.Sender) message.Receiver { e.s = s; return e }
