@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -446,11 +447,4 @@ func textFormat(text string) *filelogpb.FileAccessLog_LogFormat {
 	}}
 }
 
-func sortedKeys[V any](m map[string]V) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
-}
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -3,15 +3,18 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -331,13 +334,11 @@ func (a *Agent) listeners() []admin.Listener {
 func (a *Agent) certificates() []admin.Certificate {
 	var out []admin.Certificate
 	if c, err := a.secrets.Certificate(); err == nil {
-		cert := admin.Certificate{Name: secret.Default}
-		for _, der := range c.Certificate {
-			if x, err := x509.ParseCertificate(der); err == nil {
-				cert.Chain = append(cert.Chain, x)
-			}
-		}
-		out = append(out, cert)
+		out = append(out, describe(secret.Default, c))
+	}
+	named := a.secrets.Named()
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		out = append(out, describe(name, named[name]))
 	}
 	roots := admin.Certificate{Name: secret.RootCA}
 	for rest := []byte(a.secrets.RootsPEM()); ; {
@@ -350,4 +351,15 @@ func (a *Agent) certificates() []admin.Certificate {
 		}
 	}
 	return append(out, roots)
+}
+
+// describe is what may be told of a certificate: all but its key.
+func describe(name string, c *tls.Certificate) admin.Certificate {
+	out := admin.Certificate{Name: name}
+	for _, der := range c.Certificate {
+		if x, err := x509.ParseCertificate(der); err == nil {
+			out.Chain = append(out.Chain, x)
+		}
+	}
+	return out
 }

@@ -390,6 +390,9 @@ func TestKeptCredentials(t *testing.T) {
 	if !next.Has(Default) || !next.Has("kubernetes://shop") || next.Has("kubernetes://gone") {
 		t.Errorf("kept: %v", next.Kept())
 	}
+	if c := next.Named()["kubernetes://shop"]; c == nil || c.Leaf.DNSNames[0] != "shop.example.com" {
+		t.Errorf("named: %v", next.Named())
+	}
 	if got := next.Kept(); len(got) != 1 || got[0] != "kubernetes://shop" {
 		t.Errorf("kept: %v", got)
 	}

@@ -213,6 +213,20 @@ func (s *Store) Certificate() (*tls.Certificate, error) {
 // RootsPEM returns the roots of the mesh.
 func (s *Store) RootsPEM() string { return s.svid.Load().rootsPEM }
 
+// Named returns the certificates that handshakes may show beside the SVID, by
+// the names of their secrets: those of SDS and of files.
+func (s *Store) Named() map[string]*tls.Certificate {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := map[string]*tls.Certificate{}
+	for name, n := range s.named {
+		if n.cert != nil {
+			out[name] = n.cert
+		}
+	}
+	return out
+}
+
 // Has says whether a secret is there, loading it if it is a file.
 func (s *Store) Has(name string) bool {
 	if name == Default {
