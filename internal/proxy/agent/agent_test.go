@@ -144,7 +144,7 @@ func launch(t testing.TB, p *plane, dir string, svid *os.File, token string) *ru
 	b := &bootstrap.Bootstrap{
 		Role: bootstrap.Sidecar, Capture: bootstrap.CaptureNone, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 		Node:     bootstrap.Node{ID: "sidecar~127.0.0.1~web.default~default.svc.cluster.local", Cluster: "web.default", Metadata: map[string]any{"NAMESPACE": "default"}},
-		Control:  bootstrap.Control{Address: p.address, RootsPEM: p.ca.pem},
+		Control:  bootstrap.Control{Address: p.address, RootsPEM: p.ca.PEM},
 		Identity: bootstrap.Identity{TrustDomain: "cluster.local", Namespace: "default", ServiceAccount: "web", TokenFile: file, SVIDFD: fd},
 		StateDir: dir, Concurrency: 1, DrainSeconds: 1,
 		Ports:     &bootstrap.Ports{Admin: int(adm.Port()), Ready: int(ready.Port()), Prometheus: -1, DNS: -1, Status: int(status.Port())},

@@ -2,22 +2,17 @@ package agent
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
-	"net/url"
 	"strconv"
 	"sync"
 	"testing"
-	"time"
 
 	discoverypb "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
@@ -29,50 +24,15 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"lateen.dev/lateen/internal/bootstrap"
+	"lateen.dev/lateen/internal/proxy/secret/secrettest"
 	"lateen.dev/lateen/internal/xdspb/istioca"
 )
-
-// authority is a certificate authority for tests.
-type authority struct {
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	pem  string
-}
-
-func newAuthority(t testing.TB) *authority {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, _ := x509.ParseCertificate(der)
-	return &authority{key: key, cert: cert, pem: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}
-}
-
-func (a *authority) issue(pub crypto.PublicKey, id string) ([]byte, error) {
-	u, err := url.Parse(id)
-	if err != nil {
-		return nil, err
-	}
-	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), URIs: []*url.URL{u}, NotBefore: time.Now().Add(-time.Minute),
-		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert, pub, a.key)
-}
 
 // plane is a control plane: go-control-plane's server, and an authority that
 // takes the token "good" once.
 type plane struct {
 	probes  map[string]bootstrap.AppProbe
-	ca      *authority
+	ca      *secrettest.Authority
 	cache   cache.SnapshotCache
 	address string
 	grpc    *grpc.Server
@@ -98,17 +58,17 @@ func (p *plane) CreateCertificate(ctx context.Context, req *istioca.IstioCertifi
 	if err != nil {
 		return nil, err
 	}
-	der, err := p.ca.issue(csr.PublicKey, proxyID)
+	der, err := p.ca.Issue(csr.PublicKey, nil, proxyID)
 	if err != nil {
 		return nil, err
 	}
 	return &istioca.IstioCertificateResponse{CertChain: []string{
-		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), p.ca.pem,
+		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), p.ca.PEM,
 	}}, nil
 }
 
 func newPlane(t testing.TB) *plane {
-	p := &plane{ca: newAuthority(t), cache: cache.NewSnapshotCache(true, cache.IDHash{}, nil)}
+	p := &plane{ca: secrettest.NewAuthority(t), cache: cache.NewSnapshotCache(true, cache.IDHash{}, nil)}
 	p.start(t, "127.0.0.1:0")
 	return p
 }
@@ -118,12 +78,12 @@ func (p *plane) start(t testing.TB, address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := p.ca.issue(key.Public(), "spiffe://cluster.local/ns/istio-system/sa/istiod")
+	der, err := p.ca.Issue(key.Public(), nil, "spiffe://cluster.local/ns/istio-system/sa/istiod")
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
-	pool.AddCert(p.ca.cert)
+	pool.AddCert(p.ca.Cert)
 	p.grpc = grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
 		ClientAuth:   tls.VerifyClientCertIfGiven, ClientCAs: pool,

@@ -7,68 +7,27 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"lateen.dev/lateen/internal/proxy/secret/secrettest"
 	"lateen.dev/lateen/internal/proxy/snapshot"
 	"lateen.dev/lateen/internal/spiffe"
 )
 
-// root is a certificate authority for tests.
-type root struct {
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	pem  string
-}
-
-func newRoot(t testing.TB) *root {
+// leaf makes a certificate and its key; edit may change the template.
+func leaf(t testing.TB, r *secrettest.Authority, edit func(*x509.Certificate), uris ...string) (certPEM string, keyPEM []byte) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(100 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, _ := x509.ParseCertificate(der)
-	return &root{key: key, cert: cert, pem: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}
-}
-
-// leaf makes a certificate; edit may change the template.
-func (r *root) leaf(t testing.TB, edit func(*x509.Certificate), uris ...string) (certPEM string, keyPEM []byte) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	for _, u := range uris {
-		parsed, err := url.Parse(u)
-		if err != nil {
-			t.Fatal(err)
-		}
-		tmpl.URIs = append(tmpl.URIs, parsed)
-	}
-	if edit != nil {
-		edit(tmpl)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, r.cert, key.Public(), r.key)
+	der, err := r.Issue(key.Public(), edit, uris...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,14 +44,14 @@ func id(ns, sa string) spiffe.ID {
 }
 
 // holder makes a store that holds an SVID of r.
-func holder(t testing.TB, r *root, who spiffe.ID) *Store {
+func holder(t testing.TB, r *secrettest.Authority, who spiffe.ID) *Store {
 	t.Helper()
-	s, err := Open(Options{ID: who, RootsPEM: r.pem, Address: "127.0.0.1:1"})
+	s, err := Open(Options{ID: who, RootsPEM: r.PEM, Address: "127.0.0.1:1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, key := r.leaf(t, nil, who.String())
-	next, err := s.accept([]string{cert, r.pem}, key)
+	cert, key := leaf(t, r, nil, who.String())
+	next, err := s.accept([]string{cert, r.PEM}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,8 +118,8 @@ func meshClient(sans ...snapshot.StringMatcher) *snapshot.UpstreamTLS {
 var trustDomain = snapshot.StringMatcher{Kind: snapshot.StringPrefix, Text: "spiffe://cluster.local/"}
 
 func TestMeshHandshake(t *testing.T) {
-	r := newRoot(t)
-	a, b, evil := holder(t, r, id("default", "a")), holder(t, r, id("default", "b")), holder(t, newRoot(t), id("default", "a"))
+	r := secrettest.NewAuthority(t)
+	a, b, evil := holder(t, r, id("default", "a")), holder(t, r, id("default", "b")), holder(t, secrettest.NewAuthority(t), id("default", "a"))
 	exact := func(who spiffe.ID) snapshot.StringMatcher { return snapshot.StringMatcher{Text: who.String()} }
 
 	st, se, ce := shake(b.ServerConfig(meshServer(trustDomain)), a.ClientConfig(meshClient(exact(id("default", "b"))), "", offered))
@@ -193,7 +152,7 @@ func TestMeshHandshake(t *testing.T) {
 	if _, se, _ := shake(b.ServerConfig(meshServer()), old); se == nil {
 		t.Error("TLS 1.2 was accepted between mesh peers")
 	}
-	none, err := Open(Options{ID: id("default", "b"), RootsPEM: r.pem})
+	none, err := Open(Options{ID: id("default", "b"), RootsPEM: r.PEM})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +163,7 @@ func TestMeshHandshake(t *testing.T) {
 
 // TestMeshRefusesStrangeSVIDs: certificates of the right root that are no SVIDs.
 func TestMeshRefusesStrangeSVIDs(t *testing.T) {
-	r := newRoot(t)
+	r := secrettest.NewAuthority(t)
 	b := holder(t, r, id("default", "b"))
 	good := id("default", "a").String()
 	for name, c := range map[string]struct {
@@ -224,7 +183,7 @@ func TestMeshRefusesStrangeSVIDs(t *testing.T) {
 			}
 		}},
 	} {
-		cert, key := r.leaf(t, c.edit, c.uris...)
+		cert, key := leaf(t, r, c.edit, c.uris...)
 		pair, err := tls.X509KeyPair([]byte(cert), key)
 		if err != nil {
 			t.Fatal(err)
@@ -237,7 +196,7 @@ func TestMeshRefusesStrangeSVIDs(t *testing.T) {
 }
 
 func TestRotation(t *testing.T) {
-	r := newRoot(t)
+	r := secrettest.NewAuthority(t)
 	b := holder(t, r, id("default", "b"))
 	cfg := b.ServerConfig(meshServer())
 	serial := func() string {
@@ -258,8 +217,8 @@ func TestRotation(t *testing.T) {
 	if first != serial() {
 		t.Error("the certificate changed by itself")
 	}
-	cert, key := r.leaf(t, nil, b.ID().String())
-	next, err := b.accept([]string{cert, r.pem}, key)
+	cert, key := leaf(t, r, nil, b.ID().String())
+	next, err := b.accept([]string{cert, r.PEM}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,14 +229,14 @@ func TestRotation(t *testing.T) {
 }
 
 func TestGatewayCredential(t *testing.T) {
-	r := newRoot(t)
+	r := secrettest.NewAuthority(t)
 	s := holder(t, r, id("default", "gw"))
 	d := &snapshot.DownstreamTLS{Certificates: []string{"kubernetes://shop"}, SessionTickets: true}
-	plain := &snapshot.UpstreamTLS{SNI: "shop.example.com", Validation: &snapshot.Validation{RootsPEM: []byte(r.pem)}}
+	plain := &snapshot.UpstreamTLS{SNI: "shop.example.com", Validation: &snapshot.Validation{RootsPEM: []byte(r.PEM)}}
 	if _, se, _ := shake(s.ServerConfig(d), s.ClientConfig(plain, "", offered)); se == nil {
 		t.Fatal("served without the credential")
 	}
-	cert, key := r.leaf(t, func(c *x509.Certificate) { c.DNSNames = []string{"shop.example.com"} })
+	cert, key := leaf(t, r, func(c *x509.Certificate) { c.DNSNames = []string{"shop.example.com"} })
 	if err := s.Set("kubernetes://shop", Credential{CertPEM: []byte(cert), KeyPEM: key}); err != nil || !s.Has("kubernetes://shop") {
 		t.Fatal(err)
 	}
@@ -299,11 +258,11 @@ func TestGatewayCredential(t *testing.T) {
 }
 
 func TestFileSecrets(t *testing.T) {
-	r := newRoot(t)
+	r := secrettest.NewAuthority(t)
 	s := holder(t, r, id("default", "a"))
 	dir := t.TempDir()
 	cf, kf := filepath.Join(dir, "c.pem"), filepath.Join(dir, "k.pem")
-	cert, key := r.leaf(t, nil, id("default", "a").String())
+	cert, key := leaf(t, r, nil, id("default", "a").String())
 	for f, data := range map[string]string{cf: cert, kf: string(key)} {
 		if err := os.WriteFile(f, []byte(data), 0o600); err != nil {
 			t.Fatal(err)
@@ -318,14 +277,14 @@ func TestFileSecrets(t *testing.T) {
 }
 
 func TestKeptCertificate(t *testing.T) {
-	r := newRoot(t)
+	r := secrettest.NewAuthority(t)
 	f, err := os.CreateTemp(t.TempDir(), "kept") // stands for a memfd
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	open := func(who spiffe.ID, now time.Time) *Store {
-		s, err := Open(Options{ID: who, RootsPEM: r.pem, Keep: f, Now: func() time.Time { return now }})
+		s, err := Open(Options{ID: who, RootsPEM: r.PEM, Keep: f, Now: func() time.Time { return now }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -336,8 +295,8 @@ func TestKeptCertificate(t *testing.T) {
 	if s.Has(Default) {
 		t.Fatal("a certificate out of nothing")
 	}
-	cert, key := r.leaf(t, nil, id("default", "a").String())
-	if err := s.keep([]string{cert, r.pem}, key); err != nil {
+	cert, key := leaf(t, r, nil, id("default", "a").String())
+	if err := s.keep([]string{cert, r.PEM}, key); err != nil {
 		t.Fatal(err)
 	}
 	if !open(id("default", "a"), now).Has(Default) {
@@ -360,14 +319,14 @@ func TestKeptCertificate(t *testing.T) {
 // A gateway restarted while the control plane is away serves what it served; a
 // credential that was taken away does not come back.
 func TestKeptCredentials(t *testing.T) {
-	r := newRoot(t)
+	r := secrettest.NewAuthority(t)
 	f, err := os.CreateTemp(t.TempDir(), "kept") // stands for a memfd
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	open := func(now time.Time) *Store {
-		s, err := Open(Options{ID: id("default", "gw"), RootsPEM: r.pem, Keep: f, Now: func() time.Time { return now }})
+		s, err := Open(Options{ID: id("default", "gw"), RootsPEM: r.PEM, Keep: f, Now: func() time.Time { return now }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -375,11 +334,11 @@ func TestKeptCredentials(t *testing.T) {
 	}
 	now := time.Now()
 	s := open(now)
-	cert, key := r.leaf(t, nil, id("default", "gw").String())
-	if err := s.keep([]string{cert, r.pem}, key); err != nil {
+	cert, key := leaf(t, r, nil, id("default", "gw").String())
+	if err := s.keep([]string{cert, r.PEM}, key); err != nil {
 		t.Fatal(err)
 	}
-	shop, shopKey := r.leaf(t, func(c *x509.Certificate) { c.DNSNames = []string{"shop.example.com"} })
+	shop, shopKey := leaf(t, r, func(c *x509.Certificate) { c.DNSNames = []string{"shop.example.com"} })
 	for _, name := range []string{"kubernetes://shop", "kubernetes://gone"} {
 		if err := s.Set(name, Credential{CertPEM: []byte(shop), KeyPEM: shopKey}); err != nil {
 			t.Fatal(err)
@@ -402,13 +361,13 @@ func TestKeptCredentials(t *testing.T) {
 }
 
 func TestRunEndsWhenNothingHelps(t *testing.T) {
-	r := newRoot(t)
+	r := secrettest.NewAuthority(t)
 	s := holder(t, r, id("default", "a"))
 	s.o.Now = func() time.Time { return time.Now().Add(2 * time.Hour) }
 	if err := s.Run(context.Background()); !errors.Is(err, ErrExpired) {
 		t.Errorf("after expiry: %v", err)
 	}
-	none, err := Open(Options{ID: id("default", "a"), RootsPEM: r.pem, Address: "127.0.0.1:1"})
+	none, err := Open(Options{ID: id("default", "a"), RootsPEM: r.PEM, Address: "127.0.0.1:1"})
 	if err != nil {
 		t.Fatal(err)
 	}
