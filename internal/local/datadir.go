@@ -58,7 +58,7 @@ func openDataDir(path string) (*dataDir, error) {
 
 // close removes what is only for a running cluster and gives the lock back.
 func (d *dataDir) close() {
-	_ = os.RemoveAll(filepath.Join(d.path, node.RunDir)) // the next start tries again, and tells
+	_ = node.Clear(d.path) // the next start tries again, and tells
 	_ = d.lock.Truncate(0)
 	d.lock.Close()
 }

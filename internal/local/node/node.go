@@ -326,7 +326,7 @@ func (n *node) readRope() {
 				n.log.Error("the parent is gone", "error", err)
 			}
 			_ = unix.Unmount(n.dir(RunDir, volumesName), unix.MNT_DETACH)
-			if err := os.RemoveAll(n.dir(RunDir)); err != nil {
+			if err := Clear(n.cfg.DataDir); err != nil {
 				n.log.Error("remove sockets; the next start does", "error", err)
 			}
 			os.Exit(1)
@@ -346,6 +346,17 @@ func (n *node) readRope() {
 		}
 		wire.CloseAll(fds)
 	}
+}
+
+// Clear removes from a data directory what is only for a running cluster: the run
+// directory and the proxies' own sockets.
+func Clear(dir string) error {
+	err := os.RemoveAll(filepath.Join(dir, RunDir))
+	sockets, _ := filepath.Glob(filepath.Join(dir, StateDir, "proxies", "*", "*.sock"))
+	for _, s := range sockets {
+		err = errors.Join(err, os.Remove(s))
+	}
+	return err
 }
 
 func (n *node) requestStop() { n.stopOnce.Do(func() { close(n.stop) }) }
