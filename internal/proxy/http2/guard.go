@@ -6,9 +6,12 @@ package http2
 const (
 	guardWindow = 60e9 // ns
 	// resetBudget is how many more streams may be reset within a second than
-	// come to their end (CVE-2023-44487, CVE-2025-8671).
-	resetBudget = 200
-	resetWindow = 1e9
+	// come to their end (CVE-2023-44487, CVE-2025-8671), or resetPerStream for
+	// each that may be open: on a trunk between mesh peers all of them may be
+	// given up at once for good reason.
+	resetBudget    = 200
+	resetPerStream = 2
+	resetWindow    = 1e9
 	// maxEmpty bounds DATA frames without payload and without END_STREAM in a row.
 	maxEmpty = 16
 	// PRIORITY frames per stream; WINDOW_UPDATE frames, beside a start of
@@ -142,7 +145,7 @@ func (c *conn) abuse() {
 			g.resetSince, g.resets = now, 0
 		}
 	}
-	if g.resets = g.resets - min(g.resets, done) + 1; g.resets > resetBudget {
+	if g.resets = g.resets - min(g.resets, done) + 1; g.resets > max(resetBudget, resetPerStream*c.srv.o.MaxStreams) {
 		c.fail(errRapidReset)
 	}
 }
