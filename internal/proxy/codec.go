@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"time"
 
 	"lateen.dev/lateen/internal/proxy/http1"
@@ -209,6 +210,12 @@ func (f *firstBytes) OnBytes(p []byte) int {
 		d.serveHTTP2()
 	default:
 		d.disarm()
+		if line, _, whole := bytes.Cut(p, []byte("\n")); whole && !bytes.Contains(line, []byte(" HTTP/")) {
+			// An answer in HTTP/1.1 would say nothing to whoever speaks like this.
+			d.w.codecError(d.chain.HTTP, 0, "neither HTTP/1 nor HTTP/2", http1.DetailsCodecError, d.transport.Conn())
+			d.transport.Close()
+			return len(p)
+		}
 		d.serveHTTP1()
 	}
 	return 0

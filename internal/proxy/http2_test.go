@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
@@ -405,5 +406,29 @@ func TestServer_http2ConnectionsDrain(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A port that takes both versions says nothing to what is neither.
+func TestServer_neitherVersionIsClosedSilently(t *testing.T) {
+	addr, s := freeAddr(t), start(t, nil)
+	c := newConfig(t)
+	c.cluster("app", serveBoth(t, mirrorApp))
+	c.listen(addr, httpChain(c.manager("app")))
+	apply(t, s, c)
+	for line, want := range map[string]string{"INVALID CONNECTION PREFACE\r\n\r\n": "", "GET / HTTP/7\r\n\r\n": "HTTP/1.1 400 "} {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.WriteString(conn, line); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(conn)
+		if err != nil || !strings.HasPrefix(string(got), want) || want == "" && len(got) > 0 {
+			t.Errorf("%q: %q, %v", line, got, err)
+		}
+		conn.Close()
 	}
 }

@@ -282,6 +282,16 @@ func (s *Server) ClusterStats() map[string]*upstream.Stats {
 // ResetStats sets all counters of clusters to zero.
 func (s *Server) ResetStats() { s.onAll(func(w *worker) { w.upstream.ResetStats() }) }
 
+// HTTP2Stats are the counters of the HTTP/2 codec over all loops, of both sides,
+// by Envoy's names.
+func (s *Server) HTTP2Stats() map[string]uint64 {
+	all := map[string]uint64{}
+	for _, w := range s.workers {
+		w.codec.pool2.Stats().Each(func(name string, v uint64) { all[name] += v })
+	}
+	return all
+}
+
 // Loops are the event loops, for statistics.
 func (s *Server) Loops() []*loop.Loop {
 	var all []*loop.Loop

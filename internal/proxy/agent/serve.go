@@ -205,6 +205,9 @@ func (a *Agent) serverStats() []admin.Stat {
 			admin.Stat{Name: "listener_manager.total_listeners_active", Value: uint64(len(s.Listeners)), Gauge: true},
 		)
 	}
+	for name, v := range a.server.HTTP2Stats() {
+		out = append(out, admin.Stat{Name: "http2." + name, Value: v})
+	}
 	return out
 }
 

@@ -95,6 +95,37 @@ type Stats struct {
 	TxFlushTimeout atomic.Uint64
 }
 
+// Each calls yield for every counter, by the name it has in Envoy's http2
+// statistics, or would have.
+func (s *Stats) Each(yield func(name string, value uint64)) {
+	for _, c := range [...]struct {
+		name string
+		v    *atomic.Uint64
+	}{
+		{"rx_reset", &s.RxReset},
+		{"tx_reset", &s.TxReset},
+		{"goaway_received", &s.GoAwayReceived},
+		{"goaway_sent", &s.GoAwaySent},
+		{"rx_messaging_error", &s.RxMessagingError},
+		{"protocol_error", &s.ProtocolError},
+		{"header_overflow", &s.HeaderOverflow},
+		{"too_many_headers", &s.TooManyHeaders},
+		{"stream_refused_errors", &s.RefusedStreams},
+		{"rapid_reset", &s.RapidReset},
+		{"inbound_empty_frames_flood", &s.InboundEmptyFramesFlood},
+		{"inbound_priority_frames_flood", &s.InboundPriorityFramesFlood},
+		{"inbound_window_update_frames_flood", &s.InboundWindowUpdateFramesFlood},
+		{"inbound_control_frames_flood", &s.InboundControlFramesFlood},
+		{"inbound_continuation_frames_flood", &s.InboundContinuationFramesFlood},
+		{"outbound_control_flood", &s.OutboundControlFlood},
+		{"keepalive_timeout", &s.KeepAliveTimeout},
+		{"settings_timeout", &s.SettingsTimeout},
+		{"tx_flush_timeout", &s.TxFlushTimeout},
+	} {
+		yield(c.name, c.v.Load())
+	}
+}
+
 // heads is what an exchange borrows while it lasts.
 type heads struct {
 	head, extra message.Head
