@@ -41,7 +41,7 @@ func withEnvoys(t *testing.T, mix envoyrun.Mix, chosen func(int) bool) {
 	if err != nil {
 		t.Fatalf("envoy.txt: %v", err)
 	}
-	suite, err := envoyrun.New(t.Context(), envoy, mix, known)
+	suite, err := envoyrun.New(programs(t), envoy, mix, known)
 	if err != nil {
 		t.Fatal(err)
 	}

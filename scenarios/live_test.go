@@ -3,8 +3,10 @@
 package scenarios_test
 
 import (
+	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,7 +18,33 @@ func TestMain(m *testing.M) {
 	if handled, code := liverun.HiddenRole(); handled {
 		os.Exit(code)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := os.RemoveAll(built.dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// built is the folder of the programs under test, once a test has asked for it.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// programs builds the programs once for all tests.
+func programs(t *testing.T) string {
+	t.Helper()
+	built.once.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "lateen-programs-"); built.err == nil {
+			built.err = liverun.Build(t.Context(), built.dir)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.dir
 }
 
 // liveParallel is how many scenarios run live at a time: a mesh is a handful of
@@ -24,7 +52,7 @@ func TestMain(m *testing.M) {
 const liveParallel = 2
 
 func TestScenarios_live(t *testing.T) {
-	suite, err := liverun.New(t.Context(), liverun.Options{})
+	suite, err := liverun.New(programs(t), liverun.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,6 @@ package envoyrun
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,16 +28,16 @@ import (
 // OwnProxy is the name of lateen-proxy in the folder of a suite's programs.
 const OwnProxy = "lateen-proxy.own"
 
-// New makes a suite whose proxies are the Envoy at path, as far as the mix says
-// so, and which does not ask for what is known to differ.
-func New(ctx context.Context, envoy string, mix Mix, known Differences) (*liverun.Suite, error) {
-	return liverun.New(ctx, liverun.Options{
-		Proxy: "lateen.dev/lateen/internal/testkit/envoyagent", Own: OwnProxy,
-		Beside: func(dir string) error {
-			if err := mix.write(dir); err != nil {
-				return err
-			}
-			return copyProgram(envoy, filepath.Join(dir, "envoy"))
+// New makes a suite, of programs that liverun.Build made, whose proxies are the
+// Envoy at path, as far as the mix says so, and which does not ask for what is
+// known to differ.
+func New(programs, envoy string, mix Mix, known Differences) (*liverun.Suite, error) {
+	return liverun.New(programs, liverun.Options{
+		Arrange: func(dir string) error {
+			return errors.Join(
+				os.Rename(filepath.Join(dir, "lateen-proxy"), filepath.Join(dir, OwnProxy)),
+				os.Rename(filepath.Join(dir, "envoyagent"), filepath.Join(dir, "lateen-proxy")),
+				mix.write(dir), copyProgram(envoy, filepath.Join(dir, "envoy")))
 		},
 		Unanswered: unanswered,
 		Settle:     settle,
@@ -54,8 +53,11 @@ func New(ctx context.Context, envoy string, mix Mix, known Differences) (*liveru
 	})
 }
 
-// copyProgram copies Envoy to where an ordinary user may run it.
+// copyProgram puts Envoy where an ordinary user may run it.
 func copyProgram(from, to string) error {
+	if os.Link(from, to) == nil {
+		return nil // the folders are on one file system
+	}
 	in, err := os.Open(from)
 	if err != nil {
 		return fmt.Errorf("copy Envoy: %w", err)

@@ -40,13 +40,8 @@ const nobody = 65534
 // Options say what runs instead of Lateen's own data plane. The zero value
 // changes nothing.
 type Options struct {
-	// Proxy is the package of the program that stands in for lateen-proxy.
-	Proxy string
-	// Own is the name under which lateen-proxy itself is built then; "" means
-	// not at all.
-	Own string
-	// Beside puts more files into the folder of the programs; nil means none.
-	Beside func(dir string) error
+	// Arrange changes the folder of the suite's programs; nil leaves it.
+	Arrange func(dir string) error
 	// Unanswered are the expectations, by first word, that these proxies cannot
 	// answer by nature; they are not checked.
 	Unanswered []string
@@ -70,8 +65,19 @@ type Suite struct {
 	held map[string][]scenario.Want
 }
 
-// New builds the programs into a temporary folder, which Close removes.
-func New(ctx context.Context, o Options) (*Suite, error) {
+// Build builds every program that a suite may need into a folder.
+func Build(ctx context.Context, dir string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", dir+"/",
+		"lateen.dev/lateen/cmd/...", "lateen.dev/lateen/internal/testkit/echo", "lateen.dev/lateen/internal/testkit/envoyagent")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// New makes a suite of the programs in a folder that Build filled. Close removes
+// what it made.
+func New(programs string, o Options) (*Suite, error) {
 	dir, err := os.MkdirTemp("", "lateen-live-")
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for live scenarios: %w", err)
@@ -80,31 +86,28 @@ func New(ctx context.Context, o Options) (*Suite, error) {
 	if os.Geteuid() == 0 {
 		s.cred = &syscall.Credential{Uid: nobody, Gid: nobody}
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	if err := s.build(ctx); err != nil {
+	if err := s.arrange(programs); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *Suite) build(ctx context.Context) error {
-	builds := [][]string{{s.dir + "/", "lateen.dev/lateen/cmd/...", "lateen.dev/lateen/internal/testkit/echo"}}
-	if s.o.Proxy != "" {
-		builds = append(builds, []string{filepath.Join(s.dir, "lateen-proxy"), s.o.Proxy})
+// arrange fills the folder of the suite.
+func (s *Suite) arrange(programs string) error {
+	if err := os.Chmod(s.dir, 0o755); err != nil {
+		return err
 	}
-	if s.o.Own != "" {
-		builds = append(builds, []string{filepath.Join(s.dir, s.o.Own), "lateen.dev/lateen/cmd/lateen-proxy"})
+	files, err := os.ReadDir(programs)
+	if err != nil {
+		return fmt.Errorf("find the programs: %w", err)
 	}
-	for _, args := range builds {
-		cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-ldflags=-s -w", "-o"}, args...)...)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build the programs: %w\n%s", err, out)
+	for _, f := range files {
+		if err := os.Link(filepath.Join(programs, f.Name()), filepath.Join(s.dir, f.Name())); err != nil {
+			return fmt.Errorf("take the programs over: %w", err)
 		}
 	}
-	if s.o.Beside != nil {
-		return s.o.Beside(s.dir)
+	if s.o.Arrange != nil {
+		return s.o.Arrange(s.dir)
 	}
 	return nil
 }
