@@ -21,13 +21,13 @@ demo: build examples ## run the example mesh until Ctrl-C (an ordinary user is e
 	bin/lateen up -f examples/orders
 
 test: build examples ## pass all tests: unit tests and scenarios
-	$(GO) test $(PKGS)
+	$(GO) test -timeout 30m $(PKGS)
 
 scenarios: build ## run the readable specification alone
 	$(GO) test ./scenarios -count=1 -v -run Scenarios
 
 conformance: ## foreign judges: real Envoys run the scenarios as sidecars
-	$(GO) test ./scenarios -count=1 -v -run Envoy
+	$(GO) test ./scenarios -count=1 -timeout 30m -v -run Envoy
 
 mutation: ## switch off each translated field in turn; some scenario must fail
 	$(GO) test ./scenarios -count=1 -run Mutation -v
