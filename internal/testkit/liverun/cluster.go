@@ -33,6 +33,9 @@ type cluster struct {
 	up    *exec.Cmd
 	ended chan struct{}
 	out   output
+	// ownLogs says that the scenario decides what access logs look like: their
+	// lines are what it asks for, and nothing else can be read from them.
+	ownLogs bool
 }
 
 // output collects what up prints.
@@ -99,14 +102,13 @@ func (c *cluster) write(manifests string) error {
 	if c.hasGateway() {
 		cluster += gatewayManifest
 	}
-	ownConfig := false
 	for _, f := range c.sc.Files {
-		ownConfig = ownConfig || meshConfig.Match(f.Data)
+		c.ownLogs = c.ownLogs || meshConfig.Match(f.Data)
 		if err := os.WriteFile(filepath.Join(manifests, f.Name), f.Data, 0o644); err != nil {
 			return err
 		}
 	}
-	if !ownConfig {
+	if !c.ownLogs {
 		cluster += accessLogs
 	}
 	if err := os.WriteFile(filepath.Join(manifests, "cluster.yaml"), []byte(cluster), 0o644); err != nil {

@@ -246,7 +246,7 @@ func (c *cluster) run(ctx context.Context, call scenario.Call) ([]scenario.Resul
 
 // logVerbs are the expectations whose answer stands in logs.
 var logVerbs = map[string]bool{
-	"attempts": true, "flag": true, "details": true, "route": true, "origin": true, "mirrored": true, "mirrors": true,
+	"attempts": true, "flag": true, "details": true, "route": true, "origin": true, "mirrored": true, "mirrors": true, "log": true,
 }
 
 func needsLogs(call scenario.Call) bool {

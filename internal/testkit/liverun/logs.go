@@ -94,12 +94,14 @@ func (c *cluster) fill(call scenario.Call, results []scenario.Result) (missing i
 	w, known := c.workload(call.From)
 	proxied := !known || w.Sidecar
 	hops, served := c.hops(call.From), c.served()
+	lines := c.proxyLines()
 	for i := range results {
 		r := &results[i]
+		r.Lines = lines
 		r.Mirrored = served[r.Mark]
 		r.Flags, r.Details, r.Origins, r.Route, r.Attempts = nil, nil, nil, "", 0
 		lines := hops[r.Mark]
-		if proxied && r.Status != 0 && !call.Fresh && !slices.ContainsFunc(lines, func(l line) bool { return l.caller }) {
+		if proxied && !c.ownLogs && r.Status != 0 && !call.Fresh && !slices.ContainsFunc(lines, func(l line) bool { return l.caller }) {
 			missing++
 		}
 		if call.AtOnce { // requests that meet each other are one event
@@ -177,6 +179,13 @@ func (c *cluster) served() map[string]map[string]int {
 			}
 		}
 	})
+	return out
+}
+
+// proxyLines is everything that the proxies of the mesh wrote.
+func (c *cluster) proxyLines() []string {
+	var out []string
+	c.eachLine("istio-proxy.log", func(_, text string) { out = append(out, text) })
 	return out
 }
 

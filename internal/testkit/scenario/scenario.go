@@ -21,8 +21,8 @@
 // "body TEXT", "header NAME[: VALUE|~PART]", "header no NAME", "sees path|host|
 // method|header …", "sees no header NAME", "attempts N", "flag FLAG", "details
 // TEXT", "route NAME", "origin ID FILE:LINE", "mirrored DEPLOYMENT=N", "takes
-// LOW..HIGH", "error TEXT", "span ATTRIBUTE: VALUE" and "log TEXT" (of some proxy on
-// the way; by simulation only) hold for each of its xN requests; "split
+// LOW..HIGH", "error TEXT", "span ATTRIBUTE: VALUE" and "log TEXT" (a line of some proxy on
+// the way, or live: of the mesh so far) hold for each of its xN requests; "split
 // DEPLOYMENT=PERCENT±N …", "statuses STATUS=COUNT …", "mirrors
 // DEPLOYMENT=PERCENT±N" and "stays" (one Deployment answers them all) for all
 // together. With "xN at once" the requests are sent before the first answer is
