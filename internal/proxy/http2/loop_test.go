@@ -13,7 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -524,32 +524,68 @@ func (r *hello) OnInformational(*message.Head) {}
 func (r *hello) OnReset(message.ResetCode)     {}
 func (r *hello) OnDrained()                    {}
 
-// The conformance suite, where it is installed.
-func TestLoop_h2spec(t *testing.T) {
-	bin, err := exec.LookPath("h2spec")
-	if err != nil {
-		t.Skip("h2spec is not installed: go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible")
+// An idle connection that was busy before owns its compression tables and
+// little else.
+func TestLoop_idleConnectionIsSmall(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector's memory is not ours")
 	}
 	l := startLoop(t)
-	o := &ServerOptions{Pool: NewPool(l.Later), Timers: l}
-	fd, addr := listen(t)
+	o := &ServerOptions{Pool: NewPool(l.Later), Timers: l, IdleTimeout: time.Hour, HeadTimeout: time.Minute}
+	const n = 1000
+	var ours, peers []int
+	for range n {
+		p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, peers = append(ours, p[0]), append(peers, p[1])
+	}
+	defer func() {
+		for _, fd := range peers {
+			_ = unix.Close(fd)
+		}
+	}()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	done := make(chan struct{})
 	l.Post(func() {
-		_, err := l.Listen(fd, func(fd int, remote netip.AddrPort) {
-			c, err := l.Adopt(fd, message.Conn{Local: addr, Remote: remote})
+		defer close(done)
+		for _, fd := range ours {
+			c, err := l.Adopt(fd, message.Conn{})
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			NewServer(c, helloAcceptor{}, o)
-		})
-		if err != nil {
-			t.Error(err)
 		}
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, bin, "--strict", "-o", "5", "-h", "127.0.0.1", "-p", fmt.Sprint(addr.Port())).CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte(" 0 skipped, 0 failed")) {
-		t.Errorf("%v\n%s", err, out)
+	<-done
+	p := newPeer(t)
+	p.buf.WriteString(preface)
+	_ = p.WriteSettings()
+	_ = p.WriteSettingsAck()
+	for id := uint32(1); id < 20; id += 2 {
+		p.get(id, "user-agent", "curl/8", "cookie", strings.Repeat("x", 300), "x-request-id", fmt.Sprint("7b0a4ecb-6f7a-4cf6-8f5e-", id))
+	}
+	buf := make([]byte, 4096)
+	for _, fd := range peers {
+		_, _ = unix.Write(fd, p.buf.Bytes())
+		for got := 0; got < 10*5; { // at least the bodies
+			m, err := unix.Read(fd, buf)
+			if m <= 0 {
+				t.Fatal(err)
+			}
+			got += bytes.Count(buf[:m], []byte("hello")) * 5
+		}
+	}
+	p = nil
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	per := (int64(after.HeapAlloc) - int64(before.HeapAlloc)) / n
+	t.Logf("%d bytes of heap per idle connection", per)
+	if per > 8<<10 {
+		t.Errorf("an idle connection holds %d bytes", per)
 	}
 }
