@@ -163,7 +163,7 @@ func startProxy(dir, program, profile, control string, token api.TokenResponse, 
 	}
 	defer func() { _ = socket.Close() }()
 	tokenFile, bootFile := filepath.Join(dir, "token"), filepath.Join(dir, "bootstrap.json")
-	off := &bootstrap.Ports{Admin: -1, Ready: -1, Prometheus: -1, DNS: -1}
+	off := &bootstrap.Ports{Admin: -1, Status: -1, Ready: -1, Prometheus: -1, DNS: -1}
 	b, err := json.Marshal(bootstrap.Bootstrap{
 		Role: bootstrap.Router, Capture: bootstrap.CaptureNone, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 		Control:  bootstrap.Control{Address: control, RootsPEM: token.RootsPEM},

@@ -84,6 +84,8 @@ type Bootstrap struct {
 	Telemetry string `json:"telemetry,omitempty"`
 	// Concurrency is the number of event loops, at least 1; 0 means 2.
 	Concurrency int `json:"concurrency,omitempty"`
+	// PlainIO keeps the event loops from using io_uring where the kernel has it.
+	PlainIO bool `json:"plainIO,omitempty"`
 	// MemoryLimit in bytes becomes GOMEMLIMIT at 90 %; 0 means none.
 	MemoryLimit int64 `json:"memoryLimit,omitempty"`
 	// StateDir keeps the last accepted configuration, 0700. Empty means none is

@@ -54,6 +54,7 @@ type Conn struct {
 	slot      uint32
 	discarded int32
 	state     connState
+	ahead     int8 // 1 + place of what was read ahead in this round, 0 for nothing
 
 	paused      bool // the handler wants no input
 	readPending bool // the socket may hold input that no further edge announces
@@ -203,6 +204,9 @@ func (c *Conn) readable() {
 		c.discard()
 		return
 	}
+	if c.ahead > 0 && !c.canRead() {
+		c.keepAhead()
+	}
 	if c.redeliver && c.canRead() {
 		c.redeliver = false
 		c.deliver(c.in, true)
@@ -223,15 +227,12 @@ func (c *Conn) readable() {
 
 // readOnce makes one read call and delivers its result.
 func (c *Conn) readOnce() int {
-	buf, kept := c.l.readBuf, len(c.in)
-	if kept > 0 {
-		if !c.growInput() {
-			c.fail(errKept)
-			return 0
-		}
-		buf = c.in[kept:cap(c.in)]
+	kept := len(c.in)
+	if kept > 0 && !c.growInput() {
+		c.fail(errKept)
+		return 0
 	}
-	n, errno := sysRead(int(c.fd), buf)
+	buf, n, errno := c.read()
 	switch {
 	case errno == unix.EAGAIN:
 		c.readPending = false
@@ -258,6 +259,20 @@ func (c *Conn) readOnce() int {
 		c.deliver(buf[:n], false)
 	}
 	return n
+}
+
+// read makes one read call, or takes the result of the one that was made ahead.
+// Kept input is continued where it is.
+func (c *Conn) read() (buf []byte, n int, errno unix.Errno) {
+	if c.ahead > 0 {
+		return c.takeAhead()
+	}
+	buf = c.l.readBuf
+	if kept := len(c.in); kept > 0 {
+		buf = c.in[kept:cap(c.in)]
+	}
+	n, errno = sysRead(int(c.fd), buf)
+	return buf, n, errno
 }
 
 // growInput makes room behind the kept input.
@@ -366,18 +381,29 @@ func (c *Conn) WantDrained() {
 	}
 }
 
-// flush writes the queue, once per round.
-func (c *Conn) flush() {
+// collect asks the layer above for its output. Asked again, it has none.
+func (c *Conn) collect() {
 	defer c.l.contain(c)
 	if c.pre != nil && c.state < stateLingering {
 		c.pre.OnFlush()
 	}
+}
+
+// flush writes the queue, once per round.
+func (c *Conn) flush() {
+	defer c.l.contain(c)
+	c.collect()
 	if c.state >= stateLingering {
 		return
 	}
 	for c.out.bytes > 0 && !c.blocked && !c.writeFailed {
 		c.send(nil)
 	}
+	c.afterFlush()
+}
+
+// afterFlush does what follows from output that left or could not leave.
+func (c *Conn) afterFlush() {
 	if c.out.bytes == 0 && !c.writeFailed && c.state != stateClosed {
 		c.flushed()
 	} else if c.state == stateClosing {
