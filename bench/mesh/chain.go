@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -84,8 +85,25 @@ func (b *bench) measureChain(ctx context.Context, m *mesh) error {
 		for f, n := range o.failures {
 			fmt.Printf("\n%d × %s\n", n, f)
 		}
+		if len(o.failures) > 0 {
+			m.showFailure(ctx)
+		}
 	}
 	return nil
+}
+
+// showFailure prints the newest trace with an error: a request that failed
+// should say why.
+func (m *mesh) showFailure(ctx context.Context) {
+	time.Sleep(2 * time.Second) // for the spans to arrive
+	list, _ := m.lateen(ctx, "trace", "ls", "--error", "--limit", "1", "-o", "json")
+	id := regexp.MustCompile(`[0-9a-f]{32}`).Find(list)
+	if id == nil {
+		fmt.Printf("\nno trace has an error: %s\n", list)
+		return
+	}
+	text, _ := m.lateen(ctx, "trace", "show", string(id))
+	fmt.Printf("\n%s\n", text)
 }
 
 // measureBegin starts the mesh ten times and sends the open loop from the moment

@@ -225,3 +225,8 @@ func children(pid int) (out []int) {
 	}
 	return out
 }
+
+// lateen runs a command of the mesh's own program and returns what it printed.
+func (m *mesh) lateen(ctx context.Context, args ...string) ([]byte, error) {
+	return exec.CommandContext(ctx, m.cmd.Path, append([]string{"--data", m.data}, args...)...).CombinedOutput()
+}

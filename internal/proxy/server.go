@@ -126,7 +126,7 @@ func NewServer(o Options) (*Server, error) {
 }
 
 func (s *Server) newWorker(id int) (*worker, error) {
-	l, err := loop.New(loop.Options{Log: s.log, ID: id, PlainIO: s.opts.Bootstrap.PlainIO})
+	l, err := loop.New(loop.Options{Log: s.log, ID: id, PlainIO: s.o.Bootstrap.PlainIO})
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,17 @@ func sysWritev(fd int, iov []unix.Iovec) (int, unix.Errno) {
 	return int(n), 0
 }
 
+// sysEpollWait blocks the thread and with it the scheduler's processor: it is
+// for short waits. A signal, such as the scheduler's wish to stop the world,
+// ends it.
+func sysEpollWait(ep int, events []unix.EpollEvent, millis int) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(millis), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}
+
 func addIovec(iov []unix.Iovec, p []byte) []unix.Iovec {
 	v := unix.Iovec{Base: unsafe.SliceData(p)}
 	v.SetLen(len(p))
