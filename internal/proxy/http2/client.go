@@ -267,7 +267,7 @@ func (c *Client) refuseSend(s *stream, code message.ResetCode) {
 func (c *Client) section(id uint32, block []byte, end bool) {
 	s := c.streams.get(id)
 	if s == nil {
-		c.late(id, block)
+		c.lateSection(id, block)
 		return
 	}
 	switch {
@@ -282,8 +282,8 @@ func (c *Client) section(id uint32, block []byte, end bool) {
 	}
 }
 
-// late handles a header block on a stream that is over.
-func (c *Client) late(id uint32, block []byte) {
+// lateSection handles a header block on a stream that is over.
+func (c *Client) lateSection(id uint32, block []byte) {
 	if c.idle(id) {
 		c.fail(errStreamID)
 		return
@@ -291,12 +291,8 @@ func (c *Client) late(id uint32, block []byte) {
 	h := c.pool.getHeads()
 	_, ok := c.decode(&h.extra, block, responseKinds)
 	c.pool.putHeads(h)
-	switch {
-	case !ok || c.guard.wasReset(id):
-	case c.guard.forgot():
-		c.reset(id, StreamClosed)
-	default:
-		c.fail(errClosed)
+	if ok {
+		c.late(id)
 	}
 }
 

@@ -233,6 +233,7 @@ func (c *conn) onRSTStream(id uint32, p []byte) {
 	}
 	r := s.r
 	c.remove(s, false)
+	c.guard.remember(id, peerReset)
 	if r != nil {
 		r.OnReset(code)
 	}
@@ -367,7 +368,7 @@ func (c *conn) removed() {
 
 // reset sends RST_STREAM.
 func (c *conn) reset(id uint32, code ErrCode) {
-	c.guard.remember(id)
+	c.guard.remember(id, ownReset)
 	c.stats.TxReset.Add(1)
 	b := appendFrame(c.pool.scratch[:0], 4, frameRSTStream, 0, id)
 	c.pool.scratch = appendWord(b, uint32(code))

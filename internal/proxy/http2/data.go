@@ -49,9 +49,7 @@ func (c *conn) dataFor(id uint32, length int32, payload int64, end bool) *stream
 	s := c.streams.get(id)
 	switch {
 	case s == nil:
-		if !c.guard.wasReset(id) {
-			c.reset(id, StreamClosed)
-		}
+		c.late(id)
 		return nil
 	case s.recvEnd:
 		c.streamError(s, errClosed)
@@ -74,6 +72,20 @@ func (c *conn) dataFor(id uint32, length int32, payload int64, end bool) *stream
 		return nil
 	}
 	return s
+}
+
+// late answers a frame that carries something for a stream that is over.
+func (c *conn) late(id uint32) {
+	err, breach := c.guard.lateFrame(id)
+	switch {
+	case err != nil:
+		c.fail(err)
+	case breach:
+		c.reset(id, StreamClosed)
+		if c.srv != nil {
+			c.abuse()
+		}
+	}
 }
 
 func (c *conn) readData(p []byte) int {

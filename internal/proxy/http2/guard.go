@@ -1,5 +1,7 @@
 package http2
 
+import "slices"
+
 // What a peer may make us do. Counters run against what useful work allows, as
 // in Envoy, and start anew every guardWindow, so that a quiet connection that
 // lives for months is never mistaken for an attack.
@@ -150,8 +152,9 @@ func (c *conn) abuse() {
 	}
 }
 
-// remember notes that we reset a stream.
-func (g *guard) remember(id uint32) {
+// remember notes that we reset a stream, or that the peer did if mark is peerReset.
+func (g *guard) remember(id, mark uint32) {
+	id ^= mark
 	if len(g.resetIDs) < rememberResets {
 		g.resetIDs = append(g.resetIDs, id)
 		return
@@ -160,15 +163,22 @@ func (g *guard) remember(id uint32) {
 	g.resetAt++
 }
 
-// wasReset says that frames on a closed stream may have crossed our RST_STREAM.
-func (g *guard) wasReset(id uint32) bool {
-	for _, r := range g.resetIDs {
-		if r == id {
-			return true
-		}
-	}
-	return false
-}
+// Marks of remembered streams; every identifier that occurs is odd.
+const (
+	ownReset  = 0
+	peerReset = 1
+)
 
-// forgot says that streams we reset may not be remembered any more.
-func (g *guard) forgot() bool { return g.resetAt > 0 }
+// lateFrame says what a frame on a closed stream is: one that crossed our
+// RST_STREAM and means nothing (nil, false), a breach on a stream that the peer
+// reset, or that nobody remembers (nil, true), or one after END_STREAM (an
+// error of the connection).
+func (g *guard) lateFrame(id uint32) (err *Error, breach bool) {
+	switch {
+	case slices.Contains(g.resetIDs, id^ownReset):
+		return nil, false
+	case g.resetAt > 0 || slices.Contains(g.resetIDs, id^peerReset):
+		return nil, true
+	}
+	return errClosed, true
+}

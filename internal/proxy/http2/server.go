@@ -153,7 +153,7 @@ func (s *Server) section(id uint32, block []byte, end bool) {
 		return
 	}
 	if id <= s.lastID {
-		s.late(id, block)
+		s.lateSection(id, block)
 		return
 	}
 	s.lastID = id
@@ -179,18 +179,13 @@ func (s *Server) section(id uint32, block []byte, end bool) {
 	s.pool.putHeads(h)
 }
 
-// late handles a header block on a stream that was over already.
-func (s *Server) late(id uint32, block []byte) {
+// lateSection handles a header block on a stream that was over already.
+func (s *Server) lateSection(id uint32, block []byte) {
 	h := s.pool.getHeads()
 	_, ok := s.decode(&h.extra, block, requestKinds)
 	s.pool.putHeads(h)
-	switch {
-	case !ok || s.guard.wasReset(id):
-	case s.guard.forgot():
-		s.reset(id, StreamClosed)
-		s.abuse()
-	default:
-		s.fail(errClosed)
+	if ok {
+		s.late(id)
 	}
 }
 
