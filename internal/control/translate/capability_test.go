@@ -88,3 +88,26 @@ func TestCapability_hubByItsCluster(t *testing.T) {
 		t.Error("a tracer leads nowhere")
 	}
 }
+
+// TestCapability_callersDecisionStands: a stock Envoy is sent a sampler that
+// follows the caller, and a connection manager that leaves the choice to it. One
+// without samplers keeps the share, and so does Istio's proxy.
+func TestCapability_callersDecisionStands(t *testing.T) {
+	const samplers = "envoy.tracers.opentelemetry.samplers."
+	for _, c := range []struct {
+		name, version string
+		extensions    []string
+		sampler       bool
+	}{
+		{"stock", "", []string{samplers + "parent_based", samplers + "trace_id_ratio_based"}, true},
+		{"bare", "", []string{"envoy.filters.http.router"}, false},
+		{"Istio", "1.31.0", nil, false},
+	} {
+		md := map[string]any{"LATEEN_OTLP_CLUSTER": "otlp-grpc", "ISTIO_VERSION": c.version}
+		got := sentText(t, capableNode(t, md, c.extensions...), `{apiVersion: v1, kind: Service, metadata: {name: a, namespace: default},
+  spec: {clusterIP: 10.96.0.9, ports: [{name: http, port: 8080}]}}`)
+		if strings.Contains(got, `"numerator": 10000`) != c.sampler || strings.Contains(got, `"use_request_id_for_trace_sampling": false`) != c.sampler {
+			t.Errorf("%s: want a sampler of 1 %%: %t", c.name, c.sampler)
+		}
+	}
+}

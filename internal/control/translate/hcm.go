@@ -26,7 +26,7 @@ func (b *builder) manager(s side, statPrefix, routeName string, inline *routepb.
 		Proxy_100Continue:            true,
 		UpgradeConfigs:               []*hcmpb.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		RequestIdExtension: &hcmpb.RequestIDExtension{TypedConfig: pack(&uuidpb.UuidRequestIdConfig{
-			UseRequestIdForTraceSampling: wrapperspb.Bool(b.tracingFor(s).UseRequestID),
+			UseRequestIdForTraceSampling: wrapperspb.Bool(b.tracingFor(s).UseRequestID && !b.samplesByParent()),
 		})},
 	}
 	b.setNormalization(h)

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"maps"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,8 +15,10 @@ import (
 	grpclogpb "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	otellogpb "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	hcmpb "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	samplerspb "github.com/envoyproxy/go-control-plane/envoy/extensions/tracers/opentelemetry/samplers/v3"
 	metadatapb "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
 	tracingpb "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
+	typepb "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	otlpcommonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -80,7 +83,7 @@ func (b *builder) tracing(s side) *hcmpb.HttpConnectionManager_Tracing {
 	if t.Provider == nil || t.Provider.Hub {
 		// The proxy's own endpoint: ours knows it, an Envoy has a cluster for it.
 		if !b.n.lateen() && b.n.OTLPCluster != "" {
-			out.Provider = openTelemetry(&tracepb.OpenTelemetryConfig{
+			out.Provider = b.openTelemetry(out, &tracepb.OpenTelemetryConfig{
 				ServiceName: b.serviceName(), GrpcService: b.grpcService(b.n.OTLPCluster, ""),
 			})
 		}
@@ -117,11 +120,34 @@ func (b *builder) tracing(s side) *hcmpb.HttpConnectionManager_Tracing {
 			config.GrpcService.InitialMetadata = append(config.GrpcService.InitialMetadata, &corepb.HeaderValue{Key: x.GetName(), Value: x.GetValue()})
 		}
 	}
-	out.Provider = openTelemetry(config)
+	out.Provider = b.openTelemetry(out, config)
 	return out
 }
 
-func openTelemetry(config *tracepb.OpenTelemetryConfig) *tracepb.Tracing_Http {
+// otelSamplers begins the names of Envoy's samplers.
+const otelSamplers = "envoy.tracers.opentelemetry.samplers."
+
+// samplesByParent reports whether the node's tracer can follow the caller's
+// decision and sample new traces alone, as ours does. Envoy else decides anew at
+// each hop, by its connection manager and what request ids carry, and takes
+// traces apart; a connection manager that says no is not overruled, so it lets
+// every request through to the sampler. Istio's proxy is told what Istio tells it.
+func (b *builder) samplesByParent() bool {
+	return !b.n.istioFilters() && b.n.has(otelSamplers+"parent_based") && b.n.has(otelSamplers+"trace_id_ratio_based")
+}
+
+// openTelemetry makes the tracer of an Envoy; ours reads the same.
+func (b *builder) openTelemetry(out *hcmpb.HttpConnectionManager_Tracing, config *tracepb.OpenTelemetryConfig) *tracepb.Tracing_Http {
+	if b.samplesByParent() {
+		share := uint32(math.Round(out.GetRandomSampling().GetValue() * 10_000))
+		out.RandomSampling = &percent{Value: 100}
+		ratio := &samplerspb.TraceIdRatioBasedSamplerConfig{
+			SamplingPercentage: &typepb.FractionalPercent{Numerator: share, Denominator: typepb.FractionalPercent_MILLION},
+		}
+		config.Sampler = &corepb.TypedExtensionConfig{Name: otelSamplers + "parent_based", TypedConfig: pack(&samplerspb.ParentBasedSamplerConfig{
+			WrappedSampler: &corepb.TypedExtensionConfig{Name: otelSamplers + "trace_id_ratio_based", TypedConfig: pack(ratio)},
+		})}
+	}
 	return &tracepb.Tracing_Http{
 		Name:       "envoy.tracers.opentelemetry",
 		ConfigType: &tracepb.Tracing_Http_TypedConfig{TypedConfig: pack(config)},
