@@ -88,7 +88,8 @@ type Sender interface {
 	SendTrailers(h *Head)
 	// Reset abandons the exchange in both directions.
 	Reset(code ResetCode)
-	// Pause stops (true) or resumes (false) delivery of OnData: back-pressure.
+	// Pause stops (true) or resumes (false) the peer: back-pressure. What the peer
+	// was allowed to send already may still be delivered: a window of HTTP/2.
 	Pause(on bool)
 	// Buffered is the number of output bytes that have not left yet.
 	Buffered() int
