@@ -505,3 +505,7 @@ func (x *proxy) status() ContainerStatus {
 	}
 	return s
 }
+
+// Capabilities is what the proxies of the local cluster say they can do, for
+// others who start one (the benchmark).
+func Capabilities() []string { return capabilities() }

@@ -24,6 +24,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,6 +49,7 @@ func main() {
 
 func run() error {
 	fd := flag.Int("bootstrap-fd", -1, "read the bootstrap message from this open `descriptor`")
+	flush := flag.Duration("log-flush", 20*time.Millisecond, "how often Envoy writes its access log")
 	flag.Parse()
 	in := os.NewFile(uintptr(*fd), "bootstrap")
 	data, err := io.ReadAll(in) // a nil file answers with an error
@@ -75,7 +77,10 @@ func run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	a := &agent{boot: b, program: filepath.Join(dir, "envoy"), log: slog.New(slog.NewTextHandler(os.Stderr, nil)), dialer: dialer(b)}
+	a := &agent{
+		boot: b, program: filepath.Join(dir, "envoy"), logFlush: *flush,
+		log: slog.New(slog.NewTextHandler(os.Stderr, nil)), dialer: dialer(b),
+	}
 	return a.run(ctx)
 }
 
@@ -88,6 +93,8 @@ type agent struct {
 	secrets *secret.Store
 	names   names
 	servers sync.WaitGroup
+
+	logFlush time.Duration
 }
 
 // dialer marks the agent's own connections, which would be captured without.
@@ -192,9 +199,10 @@ func (a *agent) runEnvoy(ctx context.Context) error {
 		return fmt.Errorf("write Envoy's bootstrap: %w", err)
 	}
 	// One worker: what a scenario counts (round robin, limits of a connection
-	// pool) Envoy counts by worker. Access logs must not wait for ten seconds.
+	// pool) Envoy counts by worker. Access logs must not wait for ten seconds
+	// where they are read at once.
 	cmd := exec.CommandContext(ctx, a.program, "-c", "envoy.json",
-		"--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", "20", "--log-level", "warning",
+		"--disable-hot-restart", "--concurrency", "1", "--file-flush-interval-msec", strconv.FormatInt(a.logFlush.Milliseconds(), 10), "--log-level", "warning",
 		"--drain-time-s", "1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
