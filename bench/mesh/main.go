@@ -2,7 +2,7 @@
 // up takes, how soon an edit is in force, whether edits cost requests, and how
 // much memory everything holds. It runs bin/lateen with a copy of the manifests
 // in a temporary folder, ends what it started, and prints one table row per
-// number; bench/README.md has the protocol. Pure CPU cost is bench/h1's.
+// number; bench/README.md has the protocol. What proxies cost is bench/perf's.
 package main
 
 import (

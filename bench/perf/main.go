@@ -52,7 +52,7 @@ func main() {
 	flag.DurationVar(&o.Slice, "slice", time.Second, "length of a slice")
 	flag.DurationVar(&o.Settle, "settle", 10*time.Second, "how long a proxy rests before its memory is read")
 	flag.StringVar(&o.Proxy, "proxy", "", "measure this lateen-proxy and not the tree's; more builds after commas take part as peers")
-	flag.StringVar(&o.Profile, "cpuprofile", "", "let lateen-proxy write a CPU profile of one-proxy scenarios to this file")
+	flag.StringVar(&o.Profile, "cpuprofile", "", "let lateen-proxy write a CPU profile to this `file`, the client's half of a chain to FILE.client")
 	flag.StringVar(&o.Out, "out", "bench/results", "where latest.json, latest.md and latest.svg are written; empty for nowhere")
 	flag.BoolVar(&o.Keep, "keep", false, "keep the rows of other scenarios that are already written")
 	list := flag.Bool("list", false, "list the scenarios and do nothing")
@@ -159,7 +159,7 @@ func (o *options) find(ctx context.Context) error {
 	o.Versions["go"] = strings.TrimPrefix(firstLine(ctx, "go", "env", "GOVERSION"), "go")
 	o.Versions["lateen"] = o.Commit
 	if o.Profile != "" {
-		o.Profile = absolute(o.Profile)
+		o.Programs.Profile = absolute(o.Profile)
 	}
 	if o.Out != "" {
 		o.Out = absolute(o.Out)

@@ -11,7 +11,7 @@ import (
 // HAProxy less than any file.
 const haproxyMain = `global
   nbthread 1
-  maxconn 9000
+  maxconn 6000
   ssl-default-bind-options ssl-min-ver TLSv1.3 no-tls-tickets
   ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256
   ssl-default-bind-curves X25519

@@ -38,7 +38,7 @@ func (s *Set) startMeshProxies(ctx context.Context, p *Peer) error {
 	case p.envoy:
 		// As nginx, Envoy writes its access log once a second.
 		program, args = s.o.Programs.EnvoyAgent, []string{"-log-flush", "1s"}
-	case s.o.Programs.Profile != "" && len(p.pods) == 1:
+	case s.o.Programs.Profile != "":
 		args = []string{"-cpuprofile", s.o.Programs.Profile}
 	}
 	for i := len(p.pods) - 1; i >= 0; i-- {
@@ -48,6 +48,9 @@ func (s *Set) startMeshProxies(ctx context.Context, p *Peer) error {
 			role.name, role.account, role.namespace, role.kind = "bench-"+strconv.Itoa(p.index), "bench", "istio-system", bootstrap.Router
 		case len(p.pods) == 2 && i == 0:
 			role.name, role.account = fmt.Sprintf("client-%d", p.index), "client"
+			if s.o.Programs.Profile != "" && !p.envoy {
+				args = []string{"-cpuprofile", s.o.Programs.Profile + ".client"}
+			}
 		}
 		x, err := s.startMeshProxy(ctx, p, p.pods[i], role, program, args)
 		if err != nil {

@@ -20,38 +20,67 @@ func curves(hybrid bool) []tls.CurveID {
 	return []tls.CurveID{tls.X25519}
 }
 
-// memory measures a candidate that has just been started: its memory at rest, or
-// what each of many resting connections adds to it.
-func (s *Suite) memory(sc Scenario, p *peers.Peer) measure.Slice {
+// resting are the open connections of one candidate and its memory before.
+type resting struct {
+	conns  []net.Conn
+	before float64
+	err    error
+}
+
+// memory measures candidates that have just been started, all at once because
+// nobody works: their memory at rest, or what each of many resting connections
+// adds to it.
+func (s *Suite) memory(sc Scenario) map[string]measure.Slice {
 	time.Sleep(s.Settle)
-	before := measure.Resident(p.Pids())
+	out := map[string]measure.Slice{}
 	if sc.kind == idleProxy {
-		return measure.Slice{Requests: 1, Values: map[string]float64{measure.RSS: before}}
+		for _, p := range s.set.Peers {
+			out[p.Name] = measure.Slice{Requests: 1, Values: map[string]float64{measure.RSS: measure.Resident(p.Pids())}}
+		}
+		return out
 	}
+	held := map[string]*resting{}
+	for _, p := range s.set.Peers {
+		r := &resting{before: measure.Resident(p.Pids())}
+		held[p.Name] = r
+		defer func() {
+			for _, c := range r.conns {
+				_ = c.Close()
+			}
+		}()
+		r.err = r.open(p, sc.conns)
+	}
+	time.Sleep(s.Settle)
+	for _, p := range s.set.Peers {
+		r := held[p.Name]
+		if r.err != nil {
+			out[p.Name] = failed(r.err)
+			continue
+		}
+		out[p.Name] = measure.Slice{Requests: sc.conns, Values: map[string]float64{
+			measure.RSS: (measure.Resident(p.Pids()) - r.before) / float64(sc.conns),
+		}}
+	}
+	return out
+}
+
+// open opens n connections that have made one request each.
+func (r *resting) open(p *peers.Peer, n int) error {
 	config := p.TLS
 	if config != nil {
 		config = config.Clone()
 		config.CurvePreferences = curves(false)
 	}
-	conns := make([]net.Conn, 0, sc.conns)
-	defer func() {
-		for _, c := range conns {
-			_ = c.Close()
-		}
-	}()
 	request := load.Request(p.Host, load.Path)
-	for range sc.conns {
+	for range n {
 		c, err := load.Open(p.Conn, config)
 		if err != nil {
-			return failed(err)
+			return err
 		}
-		conns = append(conns, c)
+		r.conns = append(r.conns, c)
 		if err := load.Ask(c, request); err != nil {
-			return failed(err)
+			return err
 		}
 	}
-	time.Sleep(s.Settle)
-	return measure.Slice{Requests: sc.conns, Values: map[string]float64{
-		measure.RSS: (measure.Resident(p.Pids()) - before) / float64(sc.conns),
-	}}
+	return nil
 }

@@ -93,8 +93,8 @@ func (s *Suite) scenario(ctx context.Context, sc Scenario) (Result, error) {
 			if err := s.start(ctx, sc); err != nil {
 				return Result{}, err
 			}
-			for _, p := range s.set.Peers {
-				rounds[p.Name] = append(rounds[p.Name], s.memory(sc, p))
+			for name, slice := range s.memory(sc) {
+				rounds[name] = append(rounds[name], slice)
 			}
 		}
 		return s.result(sc, rounds, false), nil

@@ -320,7 +320,7 @@ func (l *Loop) poll(timeout int) (int, error) {
 // the end of a batch: a larger one pushes what was read and made for its first
 // connections out of the cache before it is sent. Against 256 events and
 // growing, 32 cost 0.62 of the CPU of a request at 512 connections and 0.95 at
-// 64 (bench/h1).
+// 64 (bench/perf, h1-mesh).
 const maxBatch = 32
 
 // round is one batch: events, then what they led to, then one write each.
