@@ -24,12 +24,14 @@ import (
 	"lateen.dev/lateen/bench/internal/suite"
 	"lateen.dev/lateen/internal/proxy/loop"
 	"lateen.dev/lateen/internal/testkit/envoycheck"
+	"lateen.dev/lateen/internal/testkit/envoyrun"
 )
 
 // findPeers looks for the peers; who is not there takes no part.
 func (o *options) findPeers(ctx context.Context) {
 	if envoy, err := envoycheck.Find(ctx); err == nil {
-		if err := os.Symlink(envoy, filepath.Join(o.Dir, "envoy")); err == nil {
+		// The agent looks beside itself for the program and for who has one: all.
+		if err := errors.Join(os.Symlink(envoy, filepath.Join(o.Dir, "envoy")), envoyrun.Mix{}.Write(o.Dir)); err == nil {
 			o.Programs.EnvoyAgent = filepath.Join(o.Dir, "envoyagent")
 			for part := range strings.SplitSeq(firstLine(ctx, envoy, "--version"), "/") {
 				if strings.Count(part, ".") == 2 && !strings.Contains(part, " ") {

@@ -14,7 +14,7 @@ const aheadSize = 8 << 10
 
 // ring makes the reads and the writes of a busy round with two system calls
 // instead of one for each connection: 0.95 of the CPU of a request with 64
-// connections (bench/h1). Without it everything works the same.
+// connections (bench/perf). Without it everything works the same.
 type ring struct {
 	u       *uring
 	conns   [maxBatch]*Conn

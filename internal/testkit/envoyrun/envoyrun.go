@@ -37,7 +37,7 @@ func New(programs, envoy string, mix Mix, known Differences) (*liverun.Suite, er
 			return errors.Join(
 				os.Rename(filepath.Join(dir, "lateen-proxy"), filepath.Join(dir, OwnProxy)),
 				os.Rename(filepath.Join(dir, "envoyagent"), filepath.Join(dir, "lateen-proxy")),
-				mix.write(dir), copyProgram(envoy, filepath.Join(dir, "envoy")))
+				mix.Write(dir), copyProgram(envoy, filepath.Join(dir, "envoy")))
 		},
 		Unanswered: unanswered,
 		Settle:     settle,

@@ -29,7 +29,8 @@ func (m Mix) Has(account string) bool { return slices.Contains(m.Accounts, accou
 // mixFile is where the programs of a suite find its mix, beside them.
 const mixFile = "mix.json"
 
-func (m Mix) write(dir string) error {
+// Write puts the mix beside the programs in dir, where ReadMix finds it.
+func (m Mix) Write(dir string) error {
 	data, err := json.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("encode the mix: %w", err)
