@@ -44,21 +44,20 @@ func (c ErrCode) String() string {
 
 // The details of %RESPONSE_CODE_DETAILS%, as in Envoy.
 const (
-	DetailsCodecError    = "http2.codec_error"
-	detailsField         = "http2.invalid.header.field"
-	detailsMessaging     = "http2.violation.of.messaging.rule"
-	detailsTooMany       = "http2.too_many_headers"
-	detailsOverflow      = "http2.header_overflow"
-	detailsRapidReset    = "http2.rapid_reset"
-	detailsEmpty         = "http2.inbound_empty_frames_flood"
-	detailsPriority      = "http2.inbound_priority_frames_flood"
-	detailsWindowUpdate  = "http2.inbound_window_update_frames_flood"
-	detailsControl       = "http2.inbound_control_frames_flood"
-	detailsContinuation  = "http2.inbound_continuation_frames_flood"
-	detailsOutbound      = "http2.outbound_control_flood"
-	detailsKeepAlive     = "http2.keepalive_timeout"
-	detailsSettings      = "http2.settings_timeout"
-	detailsRemoteRefused = "http2.remote_refuse"
+	DetailsCodecError   = "http2.codec_error"
+	detailsField        = "http2.invalid.header.field"
+	detailsMessaging    = "http2.violation.of.messaging.rule"
+	detailsTooMany      = "http2.too_many_headers"
+	detailsOverflow     = "http2.header_overflow"
+	detailsRapidReset   = "http2.rapid_reset"
+	detailsEmpty        = "http2.inbound_empty_frames_flood"
+	detailsPriority     = "http2.inbound_priority_frames_flood"
+	detailsWindowUpdate = "http2.inbound_window_update_frames_flood"
+	detailsControl      = "http2.inbound_control_frames_flood"
+	detailsContinuation = "http2.inbound_continuation_frames_flood"
+	detailsOutbound     = "http2.outbound_control_flood"
+	detailsKeepAlive    = "http2.keepalive_timeout"
+	detailsSettings     = "http2.settings_timeout"
 )
 
 // Error says why a message or a connection was refused. Errors are constants

@@ -91,8 +91,8 @@ type section struct {
 	cookies int
 	length  int64 // content-length, -1 if absent
 	status  int
-	method  bool // the method is CONNECT
-	proto   []byte
+	connect bool   // the method is CONNECT
+	proto   []byte // :protocol
 }
 
 func (m *section) has(k hpack.Kind) bool { return m.pseudo&(1<<k) != 0 }
@@ -171,15 +171,10 @@ func trim(v []byte) []byte {
 func (m *section) pseudoField(h *message.Head, k hpack.Kind, v []byte, lim *Limits) *Error {
 	switch k {
 	case hpack.Method:
-		if len(v) == 0 || len(v) > syntax.MaxName {
+		if !syntax.Token(v) {
 			return errMethod
 		}
-		for _, c := range v {
-			if syntax.Lower[c] == 0 {
-				return errMethod
-			}
-		}
-		m.method = string(v) == "CONNECT"
+		m.connect = string(v) == "CONNECT"
 		h.SetMethod(v)
 	case hpack.Scheme:
 		switch {
@@ -204,14 +199,7 @@ func (m *section) pseudoField(h *message.Head, k hpack.Kind, v []byte, lim *Limi
 		}
 		h.SetPath(v)
 	case hpack.Protocol:
-		if !syntax.LowerToken(v) && len(v) > 0 {
-			for _, c := range v {
-				if syntax.Lower[c] == 0 {
-					return errPseudo
-				}
-			}
-		}
-		if len(v) == 0 || len(v) > syntax.MaxName {
+		if !syntax.Token(v) {
 			return errPseudo
 		}
 		m.proto = append(m.proto, v...)
@@ -276,16 +264,16 @@ func (m *section) request(h *message.Head, o *ServerOptions, end bool) *Error {
 		return m.err
 	case !m.has(hpack.Method):
 		return errPseudoMissing
-	case end && m.length > 0 && !m.method:
+	case end && m.length > 0 && !m.connect:
 		return errLengthBody
 	}
 	extended := m.has(hpack.Protocol)
 	switch {
-	case extended && (!m.method || !o.AllowUpgrade):
+	case extended && (!m.connect || !o.AllowUpgrade):
 		return errPseudoConnect
-	case m.method && m.length >= 0:
+	case m.connect && m.length >= 0:
 		return errConnectBody
-	case m.method && !extended:
+	case m.connect && !extended:
 		if m.has(hpack.Scheme) || m.has(hpack.Path) || !m.has(hpack.Authority) {
 			return errPseudoConnect // §8.5
 		}
@@ -295,7 +283,7 @@ func (m *section) request(h *message.Head, o *ServerOptions, end bool) *Error {
 	if err := m.authority(h); err != nil {
 		return err
 	}
-	if m.method && !extended {
+	if m.connect && !extended {
 		switch {
 		case !syntax.HasPort(h.Authority()):
 			return errTargetForm

@@ -197,7 +197,7 @@ func (s *Server) begin(id uint32, h *heads, m *section, end bool) {
 	st.sendLeft, st.recvLeft = -1, m.length
 	st.isHead = string(h.head.Method()) == "HEAD"
 	st.upgrade = len(m.proto) > 0
-	st.connect = m.method && !st.upgrade
+	st.connect = m.connect && !st.upgrade
 	tunnel := st.upgrade || st.connect
 	if tunnel {
 		st.recvLeft = -1

@@ -80,6 +80,16 @@ func CleanValue(v []byte) bool {
 	return true
 }
 
+// Token says that v is a token, not longer than MaxName.
+func Token(v []byte) bool {
+	for _, c := range v {
+		if Lower[c] == 0 {
+			return false
+		}
+	}
+	return len(v) > 0 && len(v) <= MaxName
+}
+
 // LowerToken says that name is a token without upper-case letters, not longer
 // than MaxName.
 func LowerToken(name []byte) bool {

@@ -50,6 +50,9 @@ func TestLowerToken(t *testing.T) {
 		if LowerToken([]byte(in)) != want {
 			t.Errorf("%q: %v", in, !want)
 		}
+		if upper := bytes.ToUpper([]byte(in)); Token(upper) != (want || in == "X-a") {
+			t.Errorf("%q is a token: %v", upper, !want)
+		}
 	}
 }
 
