@@ -26,7 +26,8 @@ test: build examples ## pass all tests: unit tests and scenarios
 scenarios: build ## run the readable specification alone
 	$(GO) test ./scenarios -count=1 -v -run Scenarios
 
-conformance: ## foreign judges: real Envoys run the scenarios as sidecars
+conformance: ## foreign judges: h2spec, gRPC interop and others; real Envoys run the scenarios as sidecars
+	$(GO) test ./internal/testkit/conformance -count=1 -timeout 20m -v
 	$(GO) test ./scenarios -count=1 -timeout 30m -v -run Envoy
 
 mutation: ## switch off each translated field in turn; some scenario must fail
