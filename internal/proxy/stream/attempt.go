@@ -432,6 +432,10 @@ func underscore(s string) string {
 // attemptFailed decides about an attempt that ended without a response: once
 // more, or an answer that says what happened.
 func (x *Exchange) attemptFailed(a *attempt, code message.ResetCode, transport string) {
+	if x.capped && x.env.Clock.Now()-x.startAt >= int64(x.timeout) {
+		x.onDeadline() // the server keeps the client's deadline too, and its reset came before our timer
+		return
+	}
 	flags, name := resetMeaning(code)
 	details := "upstream_reset_before_response_started{" + underscore(name)
 	if transport != "" && code != message.ResetOverflow {

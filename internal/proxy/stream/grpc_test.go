@@ -164,3 +164,18 @@ func TestHTTP2_clientThatResetsIsToldApartFromOneThatLeaves(t *testing.T) {
 		b.wantRecord(c.flags, c.details, 1)
 	}
 }
+
+func TestGRPC_serversResetAtTheDeadlineIsTheDeadline(t *testing.T) {
+	most := time.Duration(0)
+	b := newBed(t, route(func(r *snapshot.Route) { r.GRPCTimeoutMax = &most }))
+	b.up.script = hang
+	d := b.get("POST /shop.Cart/Add", "content-type", grpcCT, "grpc-timeout", "100m")
+	d.x.deadline.Disarm() // late, as timers are
+	b.clock.Advance(100 * time.Millisecond)
+	b.nth(0).in.OnReset(message.ResetRemote)
+	if header(&d.resp, "grpc-status") != "4" {
+		t.Errorf("grpc-status %q, want 4", header(&d.resp, "grpc-status"))
+	}
+	b.wantRecord("DT", "max_duration_timeout", 1)
+	b.settled()
+}

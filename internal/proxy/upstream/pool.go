@@ -341,7 +341,11 @@ func (p *pool) trimDials() {
 }
 
 // OnCapacity implements message.ClientObserver.
-func (c *conn) OnCapacity(message.ClientConn) { c.available() }
+func (c *conn) OnCapacity(message.ClientConn) {
+	if c.codec != nil { // else it is not handed over yet
+		c.available()
+	}
+}
 
 // available serves the queue with a connection that has room, or keeps it.
 func (c *conn) available() {
