@@ -81,7 +81,6 @@ const (
 	CredentialMissing  = "LAT0136"
 	DestinationPort    = "LAT0137"
 	NoCatchAll         = "LAT0138"
-	CarriedAsTCP       = "LAT0139"
 )
 
 // Codes of security.

@@ -81,7 +81,6 @@ func trafficCodes() []Code {
 		{CredentialMissing, Error, "IST0101", "credential does not exist", "The Secret a Gateway names does not exist in the gateway's namespace; the server cannot open."},
 		{DestinationPort, Error, "IST0101", "destination port does not exist", "The host has no such port; requests to it get 503."},
 		{NoCatchAll, Info, "", "requests may match no rule", "A VirtualService whose last rule has a match answers 404 to everything else."},
-		{CarriedAsTCP, Info, "", "HTTP/2 port carried as TCP", "Ports declared as gRPC or HTTP/2 are carried as opaque TCP by this version: identity and connection rules apply, rules on requests do not."},
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 
 // application makes the server side that asks the world's Application.
 func (w *World) application(pod string) server {
-	return func(_ *message.Conn, down message.Sender) message.Receiver {
-		return &appExchange{world: w, pod: pod, down: down}
+	return func(conn *message.Conn, down message.Sender) message.Receiver {
+		return &appExchange{world: w, pod: pod, down: down, http2: conn.Protocol == message.HTTP2}
 	}
 }
 
@@ -19,6 +19,7 @@ type appExchange struct {
 	pod   string
 	down  message.Sender
 	req   Request
+	http2 bool
 	dead  bool
 }
 
@@ -29,7 +30,7 @@ func (a *appExchange) OnReset(message.ResetCode)     { a.dead = true }
 func (a *appExchange) OnHead(h *message.Head, end bool) {
 	a.req = Request{
 		Method: string(h.Method()), Scheme: string(h.Scheme()), Authority: string(h.Authority()),
-		Path: string(h.Path()), Header: fieldsOf(h),
+		Path: string(h.Path()), Header: fieldsOf(h), HTTP2: a.http2,
 	}
 	if end {
 		a.answer()
@@ -67,9 +68,18 @@ func (a *appExchange) reply(r Response) {
 	for _, f := range r.Header {
 		h.AddNameString(f[0], f[1])
 	}
-	h.AddString(message.ContentLength, strconv.Itoa(len(r.Body)))
-	a.down.SendHead(&h, len(r.Body) == 0)
+	if len(r.Trailers) == 0 {
+		h.AddString(message.ContentLength, strconv.Itoa(len(r.Body)))
+	}
+	a.down.SendHead(&h, len(r.Body) == 0 && len(r.Trailers) == 0)
 	if len(r.Body) > 0 {
-		a.down.SendData(r.Body, true)
+		a.down.SendData(r.Body, len(r.Trailers) == 0)
+	}
+	if len(r.Trailers) > 0 {
+		var t message.Head
+		for _, f := range r.Trailers {
+			t.AddNameString(f[0], f[1])
+		}
+		a.down.SendTrailers(&t)
 	}
 }

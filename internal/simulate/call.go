@@ -11,6 +11,7 @@ import (
 
 	"lateen.dev/lateen/internal/control/mesh"
 	"lateen.dev/lateen/internal/proxy/message"
+	"lateen.dev/lateen/internal/proxy/snapshot"
 	"lateen.dev/lateen/internal/proxy/upstream"
 	"lateen.dev/lateen/internal/xdspb/origin"
 )
@@ -90,7 +91,7 @@ func (w *World) dispatch(c *client, from, host string, port uint16, r Request) e
 			return fmt.Errorf("call from outside: the mesh has no pod istio-ingressgateway")
 		}
 		addr := netip.AddrPortFrom(w.pods[gateway].view.IPs[0], gatewayPort(port))
-		c.send(w.pods[gateway].proxy.inbound, w.conn(netip.MustParseAddr("192.0.2.1"), addr), r)
+		c.send(w.pods[gateway].proxy.inbound, w.conn(netip.MustParseAddr("192.0.2.1"), addr, r), r)
 		return nil
 	}
 	p := w.pods[from]
@@ -108,7 +109,7 @@ func (w *World) dispatch(c *client, from, host string, port uint16, r Request) e
 	if len(addrs) == 0 {
 		addrs = []netip.Addr{netip.MustParseAddr("198.51.100.1")} // some address outside the mesh
 	}
-	c.send(p.proxy.outbound, w.conn(p.view.IPs[0], netip.AddrPortFrom(addrs[0], port)), r)
+	c.send(p.proxy.outbound, w.conn(p.view.IPs[0], netip.AddrPortFrom(addrs[0], port), r), r)
 	return nil
 }
 
@@ -123,9 +124,18 @@ func gatewayPort(port uint16) uint16 {
 	return port
 }
 
-func (w *World) conn(from netip.Addr, to netip.AddrPort) *message.Conn {
+func (w *World) conn(from netip.Addr, to netip.AddrPort, r Request) *message.Conn {
 	w.nextID++
-	return &message.Conn{ID: w.nextID, Local: to, Remote: netip.AddrPortFrom(from, 50000), OriginalDst: to, Protocol: message.HTTP11}
+	c := &message.Conn{ID: w.nextID, Local: to, Remote: netip.AddrPortFrom(from, 50000), OriginalDst: to}
+	speaks(c, "", r.speak())
+	return c
+}
+
+func (r Request) speak() snapshot.Speak {
+	if r.HTTP2 {
+		return snapshot.SpeakHTTP2
+	}
+	return snapshot.SpeakHTTP1
 }
 
 // dispatchBare sends from a pod without a proxy: the node's service rules pick
@@ -136,8 +146,8 @@ func (w *World) dispatchBare(c *client, p *pod, host string, port uint16, r Requ
 		c.finish("refused")
 		return
 	}
-	conn := w.conn(p.view.IPs[0], addr)
-	accept, far, err := w.reach(p, upstream.Target{Addr: addr}, conn, true)
+	conn := w.conn(p.view.IPs[0], addr, r)
+	accept, far, err := w.reach(p, upstream.Target{Addr: addr, Speak: r.speak()}, conn)
 	if err != nil {
 		c.finish("refused")
 		return
@@ -224,7 +234,11 @@ func (c *client) OnData(p []byte, end bool) {
 		c.finish("")
 	}
 }
-func (c *client) OnTrailers(*message.Head)  { c.finish("") }
+
+func (c *client) OnTrailers(h *message.Head) {
+	c.result.Trailers = fieldsOf(h)
+	c.finish("")
+}
 func (c *client) OnReset(message.ResetCode) { c.finish("reset") }
 
 func fieldsOf(h *message.Head) [][2]string {

@@ -3,6 +3,7 @@ package simulate
 import (
 	"crypto/x509"
 	"net/netip"
+	"slices"
 
 	"lateen.dev/lateen/internal/bootstrap"
 	"lateen.dev/lateen/internal/proxy/message"
@@ -39,7 +40,7 @@ func (d *dialer) DialHTTP(t upstream.Target, o message.ClientObserver, done func
 
 func (d *dialer) connect(t upstream.Target, o message.ClientObserver) (*clientConn, *upstream.Error) {
 	conn := d.near(t)
-	accept, far, err := d.world.reach(d.from, t, conn, true)
+	accept, far, err := d.world.reach(d.from, t, conn)
 	if err != nil {
 		return nil, err
 	}
@@ -49,16 +50,26 @@ func (d *dialer) connect(t upstream.Target, o message.ClientObserver) (*clientCo
 // near is a new connection to a target as the dialling proxy sees it.
 func (d *dialer) near(t upstream.Target) *message.Conn {
 	d.world.nextID++
-	return &message.Conn{
-		ID: d.world.nextID, Local: netip.AddrPortFrom(d.from.view.IPs[0], 40000), Remote: t.Addr, Protocol: message.HTTP11,
+	c := &message.Conn{ID: d.world.nextID, Local: netip.AddrPortFrom(d.from.view.IPs[0], 40000), Remote: t.Addr}
+	speaks(c, "", t.Speak)
+	return c
+}
+
+// speaks sets what is spoken on a connection: what was negotiated, else what it
+// was made for.
+func speaks(c *message.Conn, negotiated string, s snapshot.Speak) {
+	c.ALPN, c.Protocol = negotiated, message.HTTP11
+	c.Trunk = negotiated == message.ALPNTrunk
+	if !c.Trunk && snapshot.SpeaksHTTP2(negotiated, s == snapshot.SpeakHTTP2) {
+		c.Protocol = message.HTTP2
 	}
 }
 
 // reach finds who answers at an address and what both ends know of the
-// connection. http says that the dialling proxy speaks HTTP on it, which it
-// tells its peers by ALPN.
-func (w *World) reach(from *pod, t upstream.Target, conn *message.Conn, http bool) (server, *message.Conn, *upstream.Error) {
-	far := &message.Conn{ID: conn.ID, Local: t.Addr, Remote: conn.Local, OriginalDst: t.Addr, SNI: t.SNI, Protocol: message.HTTP11}
+// connection.
+func (w *World) reach(from *pod, t upstream.Target, conn *message.Conn) (server, *message.Conn, *upstream.Error) {
+	far := &message.Conn{ID: conn.ID, Local: t.Addr, Remote: conn.Local, OriginalDst: t.Addr, SNI: t.SNI}
+	speaks(far, "", t.Speak)
 	to := w.byIP[t.Addr.Addr()]
 	if to == nil || t.Mark == bootstrap.InboundMark || to.proxy == nil {
 		name := "external-" + t.Addr.String()
@@ -71,7 +82,7 @@ func (w *World) reach(from *pod, t upstream.Target, conn *message.Conn, http boo
 		return w.application(name), far, nil
 	}
 	if t.TLS != nil {
-		if err := w.secure(from, to, t, conn, far, http); err != nil {
+		if err := w.secure(from, to, t, conn, far); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -79,42 +90,58 @@ func (w *World) reach(from *pod, t upstream.Target, conn *message.Conn, http boo
 }
 
 // secure fills in what both ends know after a TLS handshake between pods.
-func (w *World) secure(from, to *pod, t upstream.Target, conn, far *message.Conn, http bool) *upstream.Error {
+func (w *World) secure(from, to *pod, t upstream.Target, conn, far *message.Conn) *upstream.Error {
 	client, serverID := from.identity(w.trustDomain()), to.identity(w.trustDomain())
 	if t.TLS.Validation != nil && !matchesSAN(t.TLS.Validation, serverID) {
 		return &upstream.Error{Code: message.ResetTLSFailure, Reason: "TLS_error: certificate of " + serverID + " does not match"}
 	}
 	conn.TLS = &message.TLSInfo{PeerURISANs: []string{serverID}, LocalURISAN: client, Mutual: t.TLS.Certificate != ""}
 	far.TLS = &message.TLSInfo{LocalURISAN: serverID, Mutual: conn.TLS.Mutual}
-	far.ALPN = offered(t.TLS, http)
 	if t.TLS.Certificate != "" {
 		far.TLS.PeerURISANs = []string{client}
 		far.TLS.PeerCert = &x509.Certificate{Raw: []byte(client)}
 	}
+	offers := t.TLS.Offers(t.Speak)
+	w.offers[conn.ID] = offers
+	negotiated := to.proxy.negotiate(far, offers)
+	speaks(conn, negotiated, t.Speak)
+	speaks(far, negotiated, t.Speak)
 	return nil
 }
 
-// offered is the protocol that a client of the mesh names in its handshake.
-func offered(u *snapshot.UpstreamTLS, http bool) string {
-	if http && u.Mesh {
-		return "istio-http/1.1"
+// negotiate is the server's choice among the protocols that a client offers.
+func (x *proxy) negotiate(conn *message.Conn, offers snapshot.ALPN) string {
+	l := x.listener(conn)
+	if l == nil {
+		return ""
 	}
-	if len(u.ALPN) > 0 {
-		return u.ALPN[len(u.ALPN)-1]
+	chain := l.Match(x.connInfo(l, conn))
+	if chain == nil || chain.TLS == nil {
+		return ""
+	}
+	for _, p := range chain.TLS.ALPN {
+		if slices.Contains(offers, p) {
+			return p
+		}
 	}
 	return ""
 }
 
 // inbound begins an exchange that arrived at the pod from outside.
 func (x *proxy) inbound(conn *message.Conn, down message.Sender) message.Receiver {
-	listener := x.snap.Inbound
-	if listener == nil || isGateway(x.pod) {
-		listener = x.boundTo(conn.Local.Port())
-	}
+	listener := x.listener(conn)
 	if listener == nil {
 		return nil
 	}
 	return x.begin(listener, conn, down)
+}
+
+// listener is the one that a connection from outside arrives at.
+func (x *proxy) listener(conn *message.Conn) *snapshot.Listener {
+	if x.snap.Inbound == nil || isGateway(x.pod) {
+		return x.boundTo(conn.Local.Port())
+	}
+	return x.snap.Inbound
 }
 
 // boundTo returns the listener that binds a port itself.
@@ -129,7 +156,11 @@ func (x *proxy) boundTo(port uint16) *snapshot.Listener {
 	return nil
 }
 
-// clientConn is the near end of a connection with one exchange at a time.
+// maxStreams is how many exchanges a simulated HTTP/2 connection carries.
+const maxStreams = 128
+
+// clientConn is the near end of a connection: with one exchange at a time, or
+// with many.
 type clientConn struct {
 	world    *World
 	conn     *message.Conn
@@ -137,29 +168,30 @@ type clientConn struct {
 	accept   server
 	observer message.ClientObserver
 	used     int
-	active   bool
+	active   int
+	closing  bool
 	closed   bool
 }
 
 func (c *clientConn) Conn() *message.Conn { return c.conn }
 func (c *clientConn) Used() int           { return c.used }
+func (c *clientConn) Active() int         { return c.active }
 
-func (c *clientConn) Active() int {
-	if c.active {
-		return 1
-	}
-	return 0
-}
+func (c *clientConn) many() bool { return c.conn.Trunk || c.conn.Protocol == message.HTTP2 }
 
 func (c *clientConn) Capacity() int {
-	if c.active || c.closed {
+	switch {
+	case c.closing || c.closed:
 		return 0
+	case c.many():
+		return maxStreams - c.active
 	}
-	return 1
+	return 1 - c.active
 }
 
 func (c *clientConn) Close(graceful bool) {
-	if c.closed || graceful && c.active {
+	c.closing = true
+	if c.closed || graceful && c.active > 0 {
 		return
 	}
 	c.close(message.ResetNone)
@@ -176,12 +208,15 @@ func (c *clientConn) close(code message.ResetCode) {
 // Open implements message.ClientConn.
 func (c *clientConn) Open(r message.Receiver) message.Sender {
 	c.used++
-	c.active = true
+	c.active++
 	x := &link{world: c.world, client: r, conn: c.conn, over: func(reset bool) {
-		c.active = false
-		if reset {
+		c.active--
+		switch {
+		case reset && !c.many():
 			c.close(message.ResetTermination)
-		} else if !c.closed {
+		case c.closing && c.active == 0:
+			c.close(message.ResetNone)
+		case !c.closed && !c.closing:
 			c.observer.OnCapacity(c)
 		}
 	}}
@@ -210,8 +245,17 @@ func (x *link) connect(accept server, far *message.Conn) {
 		x.server = accept(far, (*serverSender)(x))
 	}
 	if x.server == nil {
-		x.world.later(func() { x.reset(message.ResetTermination, true, false) })
+		x.world.later(func() { x.reset(x.resetByPeer(), true, false) })
 	}
+}
+
+// resetByPeer is what the requester hears when the other side gives up: its
+// stream is reset, or the connection goes.
+func (x *link) resetByPeer() message.ResetCode {
+	if x.conn.Trunk || x.conn.Protocol == message.HTTP2 {
+		return message.ResetRemote
+	}
+	return message.ResetTermination
 }
 
 // reset ends the exchange; each side is told unless it began the reset.
@@ -309,7 +353,7 @@ func (s *serverSender) SendTrailers(h *message.Head) {
 
 func (s *serverSender) Reset(message.ResetCode) {
 	x := (*link)(s)
-	x.deliver(func() { x.reset(message.ResetTermination, true, false) })
+	x.deliver(func() { x.reset(x.resetByPeer(), true, false) })
 }
 func (s *serverSender) Pause(bool)          {}
 func (s *serverSender) Buffered() int       { return 0 }

@@ -27,7 +27,7 @@ func (d *dialer) DialTCP(t upstream.Target, done func(message.Transport, *upstre
 			return
 		}
 		conn := d.near(t)
-		accept, far, err := d.world.reach(d.from, t, conn, false)
+		accept, far, err := d.world.reach(d.from, t, conn)
 		if err != nil {
 			done(nil, err)
 			return

@@ -13,6 +13,7 @@ import (
 	"lateen.dev/lateen/internal/control/validate"
 	"lateen.dev/lateen/internal/finding"
 	"lateen.dev/lateen/internal/proxy/clock"
+	"lateen.dev/lateen/internal/proxy/snapshot"
 	"lateen.dev/lateen/internal/resource"
 )
 
@@ -83,6 +84,7 @@ func (p *Plan) Start(app Application, sent map[string]*translate.Resources) (*Wo
 	w := &World{
 		Findings: p.Findings, mesh: p.mesh, app: app, clock: clock.NewManual(p.now),
 		rand: rand.New(rand.NewPCG(p.seed, 2)), seed: p.seed, pods: map[string]*pod{}, byIP: map[netip.Addr]*pod{},
+		offers: map[uint64]snapshot.ALPN{},
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.pods)) {
 		pod := p.pods[name]

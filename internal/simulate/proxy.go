@@ -127,7 +127,7 @@ func (x *proxy) outbound(conn *message.Conn, down message.Sender) message.Receiv
 // begin matches a connection to a filter chain and starts an exchange; nil
 // means that the connection is closed.
 func (x *proxy) begin(listener *snapshot.Listener, conn *message.Conn, down message.Sender) message.Receiver {
-	chain := listener.Match(connInfo(listener, conn))
+	chain := listener.Match(x.connInfo(listener, conn))
 	if chain == nil || (chain.TLS != nil) != (conn.TLS != nil) {
 		return nil
 	}
@@ -145,15 +145,14 @@ func (x *proxy) begin(listener *snapshot.Listener, conn *message.Conn, down mess
 }
 
 // connInfo is what the listener's inspectors find out about a connection.
-func connInfo(l *snapshot.Listener, conn *message.Conn) snapshot.ConnInfo {
+func (x *proxy) connInfo(l *snapshot.Listener, conn *message.Conn) snapshot.ConnInfo {
 	info := snapshot.ConnInfo{Destination: conn.OriginalDst, Source: conn.Remote, Transport: snapshot.TransportRaw}
 	tls, http := l.Inspectors(conn.OriginalDst)
 	switch {
 	case conn.TLS != nil && tls:
-		info.Transport, info.SNI = snapshot.TransportTLS, conn.SNI
-		if conn.ALPN != "" {
-			info.ALPN = []string{conn.ALPN}
-		}
+		info.Transport, info.SNI, info.ALPN = snapshot.TransportTLS, conn.SNI, x.world.offers[conn.ID]
+	case conn.TLS == nil && http && conn.Protocol == message.HTTP2:
+		info.ALPN = []string{"h2c"}
 	case conn.TLS == nil && http:
 		info.ALPN = []string{"http/1.1"}
 	}

@@ -30,7 +30,7 @@ import (
 
 // caps is what lateen-proxy announces.
 var caps = map[string]bool{
-	"http1": true, "tcp": true, "tls": true, "origins": true, "nds": true,
+	"http1": true, "http2": true, "tcp": true, "tls": true, "origins": true, "nds": true,
 	"rbac": true, "fault": true, "cors": true, "mirror": true, "outlier": true,
 }
 
@@ -45,6 +45,9 @@ type Request struct {
 	Method, Scheme, Authority, Path string
 	Header                          [][2]string
 	Body                            []byte
+	// HTTP2 says which version of HTTP is spoken, by the client or to the
+	// application.
+	HTTP2 bool
 }
 
 // Get returns the first value of a lower-case header name.
@@ -60,11 +63,12 @@ func (r Request) Get(name string) string {
 // Response is an application's answer. Delay passes before it; Reset closes the
 // connection instead.
 type Response struct {
-	Status int
-	Header [][2]string
-	Body   []byte
-	Delay  time.Duration
-	Reset  bool
+	Status   int
+	Header   [][2]string
+	Body     []byte
+	Trailers [][2]string
+	Delay    time.Duration
+	Reset    bool
 }
 
 // Result is how a request ended for the client.
@@ -123,6 +127,7 @@ type World struct {
 	byIP   map[netip.Addr]*pod
 	queue  []func()
 	hops   []Hop
+	offers map[uint64]snapshot.ALPN // of TLS clients, by connection
 	nextID uint64
 	links  int
 }

@@ -56,8 +56,6 @@ func (r *run) servicePort(o *resource.Object, path string, p mesh.Port, gateway 
 	case !p.Declared && p.Protocol != mesh.UDP:
 		r.addValue(o, finding.PortName, at, "name it <protocol>[-…], for example http-…, grpc-… or tcp-…, or set appProtocol",
 			"port %d (%s) does not say its protocol, so it is found out from the first bytes", p.Number, named(p.Name))
-	case p.Protocol.IsHTTP2():
-		r.addValue(o, finding.CarriedAsTCP, at, "", "port %d is declared %s, which this version of Lateen carries as TCP: rules on requests do not apply to it", p.Number, p.Protocol)
 	}
 }
 

@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // lateenCaps are the abilities of our own proxy today.
 func lateenCaps(extra ...string) map[string]bool {
 	out := map[string]bool{}
-	for _, c := range append([]string{"http1", "tcp", "tls", "origins", "nds", "rbac", "fault", "cors", "mirror", "outlier"}, extra...) {
+	for _, c := range append([]string{"http1", "http2", "tcp", "tls", "origins", "nds", "rbac", "fault", "cors", "mirror", "outlier"}, extra...) {
 		out[c] = true
 	}
 	return out

@@ -116,21 +116,15 @@ func (b *builder) setPoolFor(c *clusterpb.Cluster, p mesh.Port, policy *networki
 	c.UpstreamConnectionOptions = keepalive(b.m.Config.GetTcpKeepalive(), pool.GetTcp().GetTcpKeepalive())
 	common := commonHTTP(pool)
 	options := &httppb.HttpProtocolOptions{CommonHttpProtocolOptions: common}
+	sniffed := p.Protocol == mesh.Auto && b.n.http2() && !b.n.router()
 	switch {
-	case outbound && b.wantsHTTP2(p, pool), p.Protocol.IsHTTP2() && b.n.http2():
-		h2 := &corepb.Http2ProtocolOptions{}
-		if n := pool.GetHttp().GetMaxConcurrentStreams(); n > 0 {
-			h2.MaxConcurrentStreams = wrapperspb.UInt32(uint32(n))
-		}
-		if k := pool.GetHttp().GetHttp2KeepAlive(); k != nil {
-			h2.ConnectionKeepalive = &corepb.KeepaliveSettings{Interval: k.GetInterval(), Timeout: k.GetTimeout()}
-		}
+	case outbound && b.wantsHTTP2(p, pool), !outbound && p.Protocol.IsHTTP2() && b.n.http2():
 		options.UpstreamProtocolOptions = &httppb.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: h2},
+				ProtocolConfig: &httppb.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: http2Options(pool)},
 			},
 		}
-	case p.Protocol == mesh.Auto && !b.n.router(), outbound && p.Protocol.IsHTTP() && pool.GetHttp().GetUseClientProtocol():
+	case sniffed, outbound && p.Protocol.IsHTTP() && pool.GetHttp().GetUseClientProtocol():
 		options.UpstreamProtocolOptions = downstreamProtocol(&corepb.Http2ProtocolOptions{})
 	case common != nil:
 		options.UpstreamProtocolOptions = http1Only()
@@ -138,6 +132,17 @@ func (b *builder) setPoolFor(c *clusterpb.Cluster, p mesh.Port, policy *networki
 		return
 	}
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptionsName: pack(options)}
+}
+
+func http2Options(pool *networkingpb.ConnectionPoolSettings) *corepb.Http2ProtocolOptions {
+	h2 := &corepb.Http2ProtocolOptions{}
+	if n := pool.GetHttp().GetMaxConcurrentStreams(); n > 0 {
+		h2.MaxConcurrentStreams = wrapperspb.UInt32(uint32(n))
+	}
+	if k := pool.GetHttp().GetHttp2KeepAlive(); k != nil {
+		h2.ConnectionKeepalive = &corepb.KeepaliveSettings{Interval: k.GetInterval(), Timeout: k.GetTimeout()}
+	}
+	return h2
 }
 
 func http1Only() *httppb.HttpProtocolOptions_ExplicitHttpConfig_ {

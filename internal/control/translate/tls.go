@@ -84,7 +84,7 @@ func (b *builder) setTLS(c *clusterpb.Cluster, s *mesh.Service, p mesh.Port, sub
 		if len(sans) == 0 {
 			sans = b.identities(s)
 		}
-		c.TransportSocket = tlsSocket(b.meshTLS(sni, sans, b.wantsHTTP2(p, policy.GetConnectionPool())))
+		c.TransportSocket = tlsSocket(b.meshTLS(sni, sans, p, policy.GetConnectionPool()))
 	default:
 		b.setClientTLS(c, p, policy)
 	}
@@ -95,7 +95,7 @@ func (b *builder) setAutoTLS(c *clusterpb.Cluster, s *mesh.Service, p mesh.Port,
 	if !b.autoMTLS() || s.MeshExternal {
 		return
 	}
-	ctx := b.meshTLS(sniName(p.Number, subset, s.Host), b.identities(s), b.wantsHTTP2(p, policy.GetConnectionPool()))
+	ctx := b.meshTLS(sniName(p.Number, subset, s.Host), b.identities(s), p, policy.GetConnectionPool())
 	if c.GetType() == clusterpb.Cluster_ORIGINAL_DST {
 		// Without endpoints of its own the cluster cannot tell them apart: all
 		// of them must accept mutual TLS.
@@ -132,14 +132,21 @@ func sniName(port uint16, subset, host string) string {
 	return "outbound_." + itoa(port) + "_." + subset + "_." + host
 }
 
+// alpnTrunk is the protocol by which two proxies of ours agree to carry HTTP/1.1
+// as streams of one HTTP/2 connection.
+const alpnTrunk = "lateen-h2"
+
 // meshTLS is the client side of mutual TLS between mesh peers.
-func (b *builder) meshTLS(sni string, sans []string, h2 bool) *tlspb.UpstreamTlsContext {
+func (b *builder) meshTLS(sni string, sans []string, p mesh.Port, pool *networkingpb.ConnectionPoolSettings) *tlspb.UpstreamTlsContext {
 	alpn := []string{"istio"}
 	if b.n.tcpExchange() {
 		alpn = []string{"istio-peer-exchange", "istio"}
 	}
-	if h2 {
+	switch {
+	case b.wantsHTTP2(p, pool):
 		alpn = append(alpn, "h2")
+	case b.trunks(p, pool):
+		alpn = append([]string{alpnTrunk}, alpn...)
 	}
 	return &tlspb.UpstreamTlsContext{
 		Sni: sni,
@@ -149,6 +156,13 @@ func (b *builder) meshTLS(sni string, sans []string, h2 bool) *tlspb.UpstreamTls
 			ValidationContextType:          validation(exactSANs(sans), agentSecret(secretRoots)),
 		},
 	}
+}
+
+// trunks reports whether HTTP/1.1 to a port may share connections. Nobody can
+// tell, so only a rule that forbids HTTP/2 stands against it.
+func (b *builder) trunks(p mesh.Port, pool *networkingpb.ConnectionPoolSettings) bool {
+	return b.n.lateen() && b.n.http2() && (p.Protocol == mesh.HTTP || p.Protocol == mesh.Auto) &&
+		pool.GetHttp().GetH2UpgradePolicy() != networkingpb.ConnectionPoolSettings_HTTPSettings_DO_NOT_UPGRADE
 }
 
 func clientParams() *tlspb.TlsParameters {
@@ -280,7 +294,7 @@ func (b *builder) serverALPN(http bool) []string {
 		case !http:
 			return []string{"istio"}
 		case b.n.http2():
-			return []string{"h2", "http/1.1", "istio"}
+			return []string{alpnTrunk, "h2", "http/1.1", "istio"}
 		}
 		return []string{"http/1.1", "istio"}
 	}

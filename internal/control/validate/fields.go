@@ -166,8 +166,6 @@ var fieldsNotApplied = sync.OnceValue(func() map[string]bool {
 		"LoadBalancerSettings.zone_aware_lb_setting", "LoadBalancerSettings.warmup", "LoadBalancerSettings.warmup_duration_secs",
 		"LocalityLoadBalancerSetting.failover_priority", "LocalityLoadBalancerSetting.distribute", "TrafficPolicy.RetryBudget.budget_interval",
 		"Tracing.disable_context_propagation",
-		"ConnectionPoolSettings.HTTPSettings.h2_upgrade_policy", "ConnectionPoolSettings.HTTPSettings.use_client_protocol",
-		"ConnectionPoolSettings.HTTPSettings.max_concurrent_streams", "ConnectionPoolSettings.HTTPSettings.http2_keep_alive",
 		"OutlierDetection.outlier_detection_http_error_codes",
 		"Condition.key", // only those of request attributes; see notApplied
 		"Telemetry.metrics", "AccessLogging.filter",

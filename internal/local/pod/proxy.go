@@ -35,7 +35,7 @@ const IstioVersion = "1.31.0"
 
 // capabilities is what lateen-proxy can do, in the words of LATEEN_CAPS.
 func capabilities() []string {
-	return []string{"http1", "tcp", "tls", "origins", "nds", "rbac", "fault", "cors", "mirror", "outlier"}
+	return []string{"http1", "http2", "tcp", "tls", "origins", "nds", "rbac", "fault", "cors", "mirror", "outlier"}
 }
 
 // proxy supervises the proxy process of a pod. It runs in the pod's network

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -25,10 +26,13 @@ func call(arg string) error {
 	if err := json.Unmarshal([]byte(arg), &c); err != nil {
 		return fmt.Errorf("read call: %w", err)
 	}
+	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 4, DialContext: dialer(c), Protocols: new(http.Protocols)}
+	transport.Protocols.SetHTTP1(!c.HTTP2)
+	transport.Protocols.SetUnencryptedHTTP2(c.HTTP2)
 	client := &http.Client{
 		Timeout:       20 * time.Second,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 4, DialContext: dialer(c)},
+		Transport:     transport,
 	}
 	results := make([]scenario.Result, c.Times)
 	errs := make([]error, c.Times)
@@ -77,9 +81,17 @@ func target(rawURL string) string {
 }
 
 func send(client *http.Client, c scenario.Call) (scenario.Result, error) {
-	req, err := http.NewRequest(c.Method, c.URL, strings.NewReader(c.Body))
+	method, content := c.Method, []byte(c.Body)
+	if c.GRPC() {
+		method, content = http.MethodPost, scenario.GRPCFrame(content)
+	}
+	req, err := http.NewRequest(method, c.URL, bytes.NewReader(content))
 	if err != nil {
 		return scenario.Result{}, fmt.Errorf("make request: %w", err)
+	}
+	if c.GRPC() {
+		req.Header.Set("Content-Type", scenario.GRPCType)
+		req.Header.Set("Te", "trailers")
 	}
 	req.URL.Opaque = target(c.URL)
 	mark := "scenario/" + rand.Text()
@@ -103,6 +115,9 @@ func send(client *http.Client, c scenario.Call) (scenario.Result, error) {
 	}
 	if err != nil {
 		r.Err = transportError(err)
+	}
+	if r.GRPC = resp.Header.Get("Grpc-Status") + resp.Trailer.Get("Grpc-Status"); r.GRPC != "" {
+		r.Body = string(scenario.GRPCMessage(body))
 	}
 	r.ReadSeen()
 	return r, nil

@@ -10,6 +10,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -45,7 +46,7 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 	seen := scenario.Seen{
 		Name: a.name, Method: r.Method, Path: r.URL.RequestURI(), Host: r.Host, Header: r.Header,
-		Body: string(body), Attempt: a.count(r.Header.Get("X-Request-Id")),
+		Body: string(body), Attempt: a.count(r.Header.Get("X-Request-Id")), Proto: r.Proto,
 	}
 	fmt.Printf("served %s\n", r.UserAgent()) // the runner counts copies by it
 	b := a.behaviour
@@ -56,12 +57,38 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if b.Reset {
 		panic(http.ErrAbortHandler)
 	}
+	if r.Header.Get("Content-Type") == scenario.GRPCType {
+		answerGRPC(w, b, seen)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Echo-Name", a.name)
 	w.WriteHeader(b.Status)
 	if err := json.NewEncoder(w).Encode(seen); err != nil {
 		log.Print(err)
 	}
+}
+
+// answerGRPC is a unary response: a message and trailers, or only trailers for a
+// failure.
+func answerGRPC(w http.ResponseWriter, b scenario.Behaviour, seen scenario.Seen) {
+	w.Header().Set("Content-Type", scenario.GRPCType)
+	status := strconv.Itoa(scenario.GRPCStatus(b.Status))
+	if b.Status != http.StatusOK {
+		w.Header().Set("Grpc-Status", status)
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	message, err := json.Marshal(seen)
+	if err != nil {
+		log.Print(err)
+		return
+	}
+	w.WriteHeader(http.StatusOK)
+	if _, err := w.Write(scenario.GRPCFrame(message)); err != nil {
+		log.Print(err)
+	}
+	w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
 }
 
 func (a *app) count(id string) int {

@@ -322,7 +322,7 @@ func (c *cluster) opaque(rawURL string) bool {
 	}
 	name, _, _ := strings.Cut(u.Hostname(), ".")
 	w, ok := c.workload(name)
-	return ok && !strings.HasPrefix(w.PortName, "http")
+	return ok && !strings.HasPrefix(w.PortName, "http") && !strings.HasPrefix(w.PortName, "grpc")
 }
 
 // resolve replaces the host of the URL by the address that call.To asks for.

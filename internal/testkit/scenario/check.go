@@ -17,9 +17,11 @@ type Result struct {
 	Body   string
 	Header map[string][]string // response headers, lower-case names
 	// Seen is the request as the application received it.
-	SeenMethod, SeenPath, SeenHost string
-	SeenHeader                     map[string][]string
-	Attempts                       int
+	SeenMethod, SeenPath, SeenHost, SeenProto string
+	SeenHeader                                map[string][]string
+	// GRPC is the gRPC status, "" if there was none.
+	GRPC     string
+	Attempts int
 	// Flags and Details are the caller's proxy's, joined with "," and "|" to the
 	// callee's when that proxy answered.
 	Flags   []string
@@ -108,6 +110,7 @@ var checks = map[string]func(string, Result) error{
 	"details": func(want string, r Result) error {
 		return contains("details", strings.Join(r.Details, " | "), unquote(want))
 	},
+	"grpc":     func(want string, r Result) error { return equal("grpc-status", r.GRPC, want) },
 	"route":    func(want string, r Result) error { return equal("route", r.Route, want) },
 	"origin":   func(want string, r Result) error { return contains("origins", strings.Join(r.Origins, " | "), want) },
 	"mirrored": checkMirrored,
@@ -209,6 +212,8 @@ func checkSees(want string, r Result) error {
 		return equal("host", r.SeenHost, value)
 	case "method":
 		return equal("method", r.SeenMethod, value)
+	case "proto":
+		return equal("proto", r.SeenProto, value)
 	case "header":
 		return checkHeader(value, r.SeenHeader)
 	case "no":

@@ -19,8 +19,8 @@
 //
 // After a call come its expectations, one a line: "STATUS [from DEPLOYMENT|…]",
 // "body TEXT", "header NAME[: VALUE|~PART]", "header no NAME", "sees path|host|
-// method|header …", "sees no header NAME", "attempts N", "flag FLAG", "details
-// TEXT", "route NAME", "origin ID FILE:LINE", "mirrored DEPLOYMENT=N", "takes
+// method|header|proto …", "sees no header NAME", "attempts N", "flag FLAG", "details
+// TEXT", "grpc STATUS", "route NAME", "origin ID FILE:LINE", "mirrored DEPLOYMENT=N", "takes
 // LOW..HIGH", "error TEXT", "span ATTRIBUTE: VALUE" and "log TEXT" (a line of some proxy on
 // the way, or live: of the mesh so far) hold for each of its xN requests; "split
 // DEPLOYMENT=PERCENT±N …", "statuses STATUS=COUNT …", "mirrors
@@ -34,8 +34,13 @@
 // sidecar=off, and behaviour of the application: status=N, delay=D, reset=on,
 // first=503x2 (only the first two attempts of a request fail).
 //
-// A call's headers follow its URL, separated by ", ". Three of them are no
-// headers: "body: text" is the request's body; "family: 6" (or 4) makes the
+// The method GRPC makes a unary gRPC call of the method that the URL's path
+// names; an application whose status is not 200 answers it with the gRPC status
+// of the same meaning.
+//
+// A call's headers follow its URL, separated by ", ". Some of them are no
+// headers: "http: 2" has the client speak HTTP/2, as gRPC always does, with prior
+// knowledge; "body: text" is the request's body; "family: 6" (or 4) makes the
 // caller look up and dial only addresses of that family; "to: vip" or "to: pod"
 // replaces the host by the Service's address or by its first pod's, of that
 // family (4 if none is given), as a caller does who knows no names. The last
@@ -104,6 +109,8 @@ type Call struct {
 	URL     string
 	Headers [][2]string
 	Body    string
+	// HTTP2 says that the client speaks it.
+	HTTP2 bool
 	// Family is 4 or 6 if the caller dials only such addresses, else 0.
 	Family int
 	// To is "vip" or "pod" if the URL's host stands for an address.
@@ -272,6 +279,7 @@ func parseCall(line string) (Call, error) {
 		return Call{}, fmt.Errorf("call %q: want a method and a URL", line)
 	}
 	c.Method, c.URL = fields[0], fields[1]
+	c.HTTP2 = c.GRPC()
 	rest = strings.Join(fields[2:], " ")
 	rest, c.AtOnce = strings.CutSuffix(rest, " at once")
 	if i := strings.LastIndex(rest, "x"); i >= 0 && (i == 0 || rest[i-1] == ' ') {
@@ -307,6 +315,10 @@ func (c *Call) option(name, value string) (special bool, err error) {
 	case "family":
 		if c.Family, err = strconv.Atoi(value); err != nil || c.Family != 4 && c.Family != 6 {
 			return true, fmt.Errorf("family %q: want 4 or 6", value)
+		}
+	case "http":
+		if c.HTTP2 = value == "2"; !c.HTTP2 {
+			return true, fmt.Errorf("http %q: want 2", value)
 		}
 	case "to":
 		if c.To = value; value != "vip" && value != "pod" {

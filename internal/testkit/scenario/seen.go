@@ -14,6 +14,8 @@ type Seen struct {
 	Host   string              `json:"host"`
 	Header map[string][]string `json:"header"`
 	Body   string              `json:"body"`
+	// Proto is the version of HTTP it was spoken to in.
+	Proto string `json:"proto"`
 	// Attempt counts the deliveries of this x-request-id to this process.
 	Attempt int `json:"attempt"`
 }
@@ -26,7 +28,7 @@ func (r *Result) ReadSeen() {
 		return
 	}
 	r.From, r.Body = seen.Name, seen.Body
-	r.SeenMethod, r.SeenPath, r.SeenHost = seen.Method, seen.Path, seen.Host
+	r.SeenMethod, r.SeenPath, r.SeenHost, r.SeenProto = seen.Method, seen.Path, seen.Host, seen.Proto
 	r.SeenHeader = LowerKeys(seen.Header)
 }
 

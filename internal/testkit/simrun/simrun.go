@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -215,14 +216,48 @@ func (a *app) Serve(pod string, r simulate.Request) simulate.Response {
 	}
 	body, err := json.Marshal(scenario.Seen{
 		Name: name, Method: r.Method, Path: r.Path, Host: r.Authority, Header: header, Body: string(r.Body), Attempt: a.attempts[key],
+		Proto: proto(r.HTTP2),
 	})
 	if err != nil {
 		panic(err) // a struct of strings always marshals
+	}
+	if r.Get("content-type") == scenario.GRPCType {
+		return grpcAnswer(b, body)
 	}
 	return simulate.Response{
 		Status: b.Status, Delay: b.Delay, Reset: b.Reset, Body: body,
 		Header: [][2]string{{"content-type", "application/json"}, {"x-echo-name", name}},
 	}
+}
+
+func proto(http2 bool) string {
+	if http2 {
+		return "HTTP/2.0"
+	}
+	return "HTTP/1.1"
+}
+
+// grpcAnswer is a unary response: a message and trailers, or only trailers for a
+// failure.
+func grpcAnswer(b scenario.Behaviour, body []byte) simulate.Response {
+	out := simulate.Response{Status: 200, Delay: b.Delay, Reset: b.Reset, Header: [][2]string{{"content-type", scenario.GRPCType}}}
+	status := [2]string{"grpc-status", strconv.Itoa(scenario.GRPCStatus(b.Status))}
+	if b.Status != 200 {
+		out.Header = append(out.Header, status)
+		return out
+	}
+	out.Body, out.Trailers = scenario.GRPCFrame(body), [][2]string{status}
+	return out
+}
+
+// requestOf is the request of a call.
+func requestOf(c scenario.Call) simulate.Request {
+	r := simulate.Request{Method: c.Method, Header: c.Headers, Body: []byte(c.Body), HTTP2: c.HTTP2}
+	if c.GRPC() {
+		r.Method, r.Body = "POST", scenario.GRPCFrame(r.Body)
+		r.Header = append([][2]string{{"content-type", scenario.GRPCType}, {"te", "trailers"}}, r.Header...)
+	}
+	return r
 }
 
 // runCall sends the requests of a call, until check, if any, refuses a result.
@@ -239,7 +274,7 @@ func runCall(world *simulate.World, a *app, s *scenario.Scenario, c scenario.Cal
 		from = world.FindPod(w.Deployment()+"-", w.Namespace)
 	}
 	results := make([]scenario.Result, 0, c.Times)
-	request := simulate.Request{Method: c.Method, Header: c.Headers, Body: []byte(c.Body)}
+	request := requestOf(c)
 	if c.AtOnce {
 		clear(a.served)
 		all, err := world.CallAtOnce(from, c.URL, request, c.Times)
@@ -280,6 +315,14 @@ func convert(r simulate.Result, served map[string]int) scenario.Result {
 	}
 	for _, h := range r.Header {
 		out.Header[h[0]] = append(out.Header[h[0]], h[1])
+	}
+	for _, h := range append(r.Header, r.Trailers...) {
+		if h[0] == "grpc-status" {
+			out.GRPC = h[1]
+		}
+	}
+	if out.GRPC != "" {
+		out.Body = string(scenario.GRPCMessage(r.Body))
 	}
 	for name, n := range served {
 		out.Mirrored[name] = n
