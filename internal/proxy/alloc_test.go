@@ -4,6 +4,7 @@ import (
 	"net"
 	"runtime"
 	"testing"
+	"time"
 
 	"lateen.dev/lateen/internal/proxy/message"
 	"lateen.dev/lateen/internal/proxy/snapshot"
@@ -79,6 +80,7 @@ func plainBackend(t *testing.T) string {
 func allocatesNothing(t *testing.T, addr string, known float64) {
 	t.Helper()
 	conn := dialTCP(t, addr)
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	request := []byte("GET /ratings/7 HTTP/1.1\r\nHost: ratings:9080\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n")
 	buf := make([]byte, 4096)
 	run := func(n int) {

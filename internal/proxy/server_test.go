@@ -28,6 +28,11 @@ import (
 	"lateen.dev/lateen/internal/proxy/snapshot"
 )
 
+// Several proxies with their clients and backends share a test's process, and a
+// busy loop keeps its processor while it waits for a moment: as many as in their
+// own processes must be there, or all wait for each other.
+func init() { runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 12)) }
+
 // config collects a snapshot.
 type config struct {
 	t    testing.TB
