@@ -73,7 +73,8 @@ func (d *Decoder) indexed(f *Field, index uint32) bool {
 	case d.err != nil:
 		return false
 	case index-1 < staticCount:
-		*f = static[index]
+		s := &static[index]
+		f.Name, f.Value, f.Facts = s.Name, s.Value, s.Facts
 	case index > staticCount && index-staticCount <= d.t.count:
 		d.t.fill(f, d.t.inserted-(index-staticCount))
 	default:
@@ -104,7 +105,7 @@ func (d *Decoder) literal(f *Field, prefix uint, insert bool) bool {
 		return true
 	}
 	if e := d.t.insert(f.Name, f.Value); e != nil {
-		e.key, e.kind, e.badName, e.badValue = uint8(f.ID), f.Kind, f.BadName, f.BadValue
+		e.Facts = f.Facts
 		f.Name = d.t.nameOf(e) // the old one may have been overwritten
 	}
 	return true

@@ -223,7 +223,7 @@ func (e *Encoder) field(b []byte, key uint8, name, value []byte, how policy) []b
 	if how == onSecondSight {
 		h = hashField(key, name, value)
 		if n := x.fields[h&0xff]; n != 0 && e.t.alive(n-1) {
-			if c := e.t.at(n - 1); c.key == key && string(e.t.valueOf(c)) == string(value) &&
+			if c := e.t.at(n - 1); c.ID == message.NameID(key) && string(e.t.valueOf(c)) == string(value) &&
 				(key != uint8(message.Other) || string(e.t.nameOf(c)) == string(name)) {
 				return appendInt(b, 0x80, 7, staticCount+e.t.inserted-(n-1))
 			}
@@ -264,7 +264,7 @@ func (e *Encoder) fits(name, value []byte) bool {
 func (e *Encoder) index(b []byte, key uint8, name, value []byte, nameIndex uint32, slot uint8, x *index) []byte {
 	b = appendLiteral(b, 0x40, 6, nameIndex, name, value)
 	c := e.t.insert(name, value)
-	c.key = key
+	c.ID = message.NameID(key)
 	x.names[slot] = e.t.inserted
 	return b
 }
@@ -283,7 +283,7 @@ func (e *Encoder) nameIndex(key uint8, name []byte) (slot uint8, index uint32) {
 		slot = uint8(mix(uint64(len(name)), name)&0x3f | 0x40)
 	}
 	if n := e.idx.names[slot]; n != 0 && e.t.alive(n-1) {
-		if c := e.t.at(n - 1); c.key == key && (key != uint8(message.Other) || string(e.t.nameOf(c)) == string(name)) {
+		if c := e.t.at(n - 1); c.ID == message.NameID(key) && (key != uint8(message.Other) || string(e.t.nameOf(c)) == string(name)) {
 			return slot, staticCount + e.t.inserted - (n - 1)
 		}
 	}

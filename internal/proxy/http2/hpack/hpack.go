@@ -53,8 +53,13 @@ const (
 // Field is one decoded field. Name and Value are valid until the next call.
 type Field struct {
 	Name, Value []byte
-	ID          message.NameID
-	Kind        Kind
+	Facts
+}
+
+// Facts are what is known about a field without looking at it again.
+type Facts struct {
+	ID   message.NameID
+	Kind Kind
 	// BadName: not a lower-case token. BadValue: a control character is in it.
 	BadName, BadValue bool
 	// Sensitive fields came as never-indexed literals and must go on as such.
