@@ -22,7 +22,7 @@ http {
   access_log %[3]s;
   client_body_temp_path %[1]s/%[2]s-body; proxy_temp_path %[1]s/%[2]s-proxy; fastcgi_temp_path %[1]s/%[2]s-f; uwsgi_temp_path %[1]s/%[2]s-u; scgi_temp_path %[1]s/%[2]s-s;
   keepalive_requests 100000000; keepalive_timeout 600s;
-  http2_max_requests 100000000; http2_max_concurrent_streams 1024;
+  http2_max_concurrent_streams 1024;
   upstream up { server %[4]s; keepalive 1024; keepalive_requests 100000000; keepalive_timeout 600s; }
   server {
     listen %[5]s;

@@ -17,6 +17,7 @@ import (
 
 	"lateen.dev/lateen/internal/local/netns"
 	"lateen.dev/lateen/internal/local/nft"
+	"lateen.dev/lateen/internal/local/pod"
 )
 
 // Programs are what is run; an empty path means that there is none.
@@ -119,6 +120,11 @@ func (s *Set) start(ctx context.Context) error {
 // unable says why a peer cannot take part in a shape.
 func (o Options) unable(name string) string {
 	meshOnly := o.Shape.Kind == Idle
+	h2 := o.Shape.Protocol == "http2" || o.Shape.Protocol == "grpc"
+	_, build := o.Programs.Others[name]
+	if h2 && (name == "lateen" || build) && !slices.Contains(pod.Capabilities(), "http2") {
+		return "lateen-proxy does not announce HTTP/2"
+	}
 	switch name {
 	case "envoy":
 		if o.Programs.EnvoyAgent == "" {

@@ -13,14 +13,16 @@ import (
 type kind int
 
 const (
-	closedHTTP kind = iota // requests, each after the answer to the last
-	rateHTTP               // requests by the clock
-	fairness               // requests by the clock beside bulk
-	roundTrip              // a KiB for a KiB
-	bulk                   // a MiB for a KiB
-	handshake              // connections
-	idleConns              // memory of connections that rest
-	idleProxy              // memory of a proxy that rests
+	closedHTTP   kind = iota // requests, each after the answer to the last
+	rateHTTP                 // requests by the clock
+	fairness                 // requests by the clock beside bulk
+	roundTrip                // a KiB for a KiB
+	bulk                     // a MiB for a KiB
+	http2Streams             // requests of HTTP/2, so many at once on a connection
+	grpcStreams              // unary calls
+	handshake                // connections
+	idleConns                // memory of connections that rest
+	idleProxy                // memory of a proxy that rests
 )
 
 // Scenario is one row of the matrix.
@@ -30,6 +32,8 @@ type Scenario struct {
 	kind  kind
 	// conns are connections; rate is requests per second where the clock asks.
 	conns, rate int
+	// streams are requests at once on each connection of HTTP/2.
+	streams int
 	// hybrid offers the post-quantum key exchange first.
 	hybrid bool
 	// metrics are those that rows are made of.
@@ -75,6 +79,9 @@ func All() []Scenario {
 		{Name: "chain-mtls-c256", shape: chain, conns: 256, metrics: closedMetrics},
 		{Name: "chain-mtls-1000rps", shape: chain, kind: rateHTTP, conns: 32, rate: 1000, metrics: rateMetrics},
 		{Name: "chain-bulk-fairness", shape: chain, kind: fairness, conns: 64, rate: 2000, metrics: []string{measure.P50, measure.P99}},
+		{Name: "h2c-c8-m32", shape: gateway("http2", true), kind: http2Streams, conns: 8, streams: 32, metrics: closedMetrics},
+		{Name: "h2c-c64-m32", shape: gateway("http2", true), kind: http2Streams, conns: 64, streams: 32, metrics: closedMetrics},
+		{Name: "grpc-unary-c8-m32", shape: gateway("grpc", true), kind: grpcStreams, conns: 8, streams: 32, metrics: closedMetrics},
 		{Name: "tcp-rr", shape: gateway("tcp", false), kind: roundTrip, conns: 64, metrics: closedMetrics},
 		{Name: "tcp-bulk", shape: gateway("tcp", false), kind: bulk, conns: 8, metrics: bulkMetrics},
 		{Name: "handshake", shape: inbound, kind: handshake, conns: 8, metrics: closedMetrics},
@@ -97,7 +104,7 @@ func (s Scenario) sameSetup(t Scenario) bool {
 // backend is what answers behind the proxies.
 func (s Scenario) backend() kind {
 	switch {
-	case s.kind == bulk, s.kind == roundTrip:
+	case s.kind == bulk, s.kind == roundTrip, s.kind == http2Streams, s.kind == grpcStreams:
 		return s.kind
 	case s.shape.Kind == peers.Idle:
 		return idleProxy

@@ -143,6 +143,8 @@ func (s *Suite) serve(sc Scenario, fd int) error {
 		serve = s.backend.RoundTrip
 	case bulk:
 		serve = s.backend.Bulk
+	case http2Streams, grpcStreams:
+		serve = s.backend.HTTP2(sc.kind == grpcStreams)
 	}
 	ln, err := serve(fd)
 	if err == nil {
@@ -164,6 +166,8 @@ func (s *Suite) check(sc Scenario) func(*peers.Peer) error {
 			}
 			defer func() { _ = c.Close() }()
 			return load.AskBlock(c, answerSize(sc))
+		case http2Streams, grpcStreams:
+			return load.OnceH2(p.Conn, p.Host, sc.kind == grpcStreams)
 		}
 		return load.Once(p.Conn, p.TLS, load.Request(p.Host, load.Path))
 	}
@@ -216,6 +220,8 @@ func (s *Suite) slice(sc Scenario, p *peers.Peer, d time.Duration) measure.Slice
 			return load.NewBeside(s.Loop, fds, extra, p.Host, sc.rate)
 		case roundTrip, bulk:
 			return load.NewBlocks(s.Loop, fds, answerSize(sc))
+		case http2Streams, grpcStreams:
+			return load.NewH2(s.Loop, fds, p.Host, sc.streams, sc.kind == grpcStreams)
 		}
 		return load.NewHTTP(s.Loop, fds, p.Host, load.Path)
 	}, warm, d)
@@ -228,7 +234,8 @@ func failed(err error) measure.Slice {
 // generatorBound says whether the generator without a proxy brings less than
 // 1.3 times what the fastest candidate answers.
 func (s *Suite) generatorBound(sc Scenario, rounds map[string][]measure.Slice) bool {
-	if sc.kind != closedHTTP && sc.kind != roundTrip && sc.kind != bulk {
+	switch sc.kind {
+	case rateHTTP, fairness, handshake:
 		return false
 	}
 	best := 0.0
@@ -243,8 +250,11 @@ func (s *Suite) generatorBound(sc Scenario, rounds map[string][]measure.Slice) b
 			return true
 		}
 		direct = append(direct, measure.Take(s.Loop, nil, func() (load.Generator, error) {
-			if sc.kind == closedHTTP {
+			switch sc.kind {
+			case closedHTTP:
 				return load.NewHTTP(s.Loop, fds, p.Host, load.Path)
+			case http2Streams, grpcStreams:
+				return load.NewH2(s.Loop, fds, p.Host, sc.streams, sc.kind == grpcStreams)
 			}
 			return load.NewBlocks(s.Loop, fds, answerSize(sc))
 		}, warm, s.Length/2))
