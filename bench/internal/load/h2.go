@@ -28,6 +28,7 @@ const grpcBody = 100
 const (
 	streamWindow = 1 << 20
 	connWindow   = 1 << 29
+	maxFrame     = 1 << 14
 )
 
 // frame appends one HTTP/2 frame (RFC 9113 §4.1).
@@ -77,6 +78,9 @@ func (c *h2Conn) frames(p []byte, f func(typ http2.FrameType, flags http2.Flags,
 	for len(p)-used >= 9 {
 		h := p[used:]
 		n := int(h[0])<<16 | int(h[1])<<8 | int(h[2])
+		if n > maxFrame {
+			return len(p), fmt.Errorf("a frame of %d bytes", n)
+		}
 		if len(h) < 9+n {
 			break
 		}
