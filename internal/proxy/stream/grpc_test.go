@@ -179,3 +179,14 @@ func TestGRPC_serversResetAtTheDeadlineIsTheDeadline(t *testing.T) {
 	b.wantRecord("DT", "max_duration_timeout", 1)
 	b.settled()
 }
+
+func TestExports_makeNoSpans(t *testing.T) {
+	for cluster, want := range map[string]bool{"v1": false, "v2": true} {
+		b := newBed(t, route())
+		b.site.Manager.Tracing = &snapshot.Tracing{Cluster: cluster, Random: 100, Client: 100, Overall: 100, ClientSpan: true}
+		b.get("POST /opentelemetry.proto.collector.trace.v1.TraceService/Export", "content-type", grpcCT)
+		if got := b.last().Trace.Sampled; got != want {
+			t.Errorf("provider at %s, call to v1: sampled %v, want %v", cluster, got, want)
+		}
+	}
+}

@@ -306,6 +306,9 @@ func (x *Exchange) forward(r *snapshot.Route) {
 		x.reply(code, record.FlagNC, "cluster_not_found", "")
 		return
 	}
+	if t := x.rec.Trace.Tracing; t != nil && t.Cluster == w.Cluster {
+		x.rec.Trace.Sampled = false // spans on their way to the collector make no spans
+	}
 	x.rewrite(r)
 	x.computeHash(r)
 	x.startMirrors(r)
