@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -430,5 +431,33 @@ func TestServer_neitherVersionIsClosedSilently(t *testing.T) {
 			t.Errorf("%q: %q, %v", line, got, err)
 		}
 		conn.Close()
+	}
+}
+
+func TestServer_tlsClientsChooseByALPN(t *testing.T) {
+	ca := newAuthority(t)
+	addr, s := freeAddr(t), start(t, ca.issue(t, serverID))
+	client := ca.issue(t, clientID)
+	c := newConfig(t)
+	c.cluster("app", serveBoth(t, mirrorApp))
+	chain := httpChain(c.manager("app"))
+	chain.TLS = &snapshot.DownstreamTLS{Certificates: []string{"default"}, RequireClientCert: true, ALPN: []string{"h2", "http/1.1"}}
+	c.listen(addr, chain)
+	apply(t, s, c)
+	for _, h2 := range []bool{true, false} {
+		tr := &http.Transport{Protocols: new(http.Protocols), TLSClientConfig: &tls.Config{
+			Certificates: []tls.Certificate{client.cert}, InsecureSkipVerify: true,
+		}}
+		tr.Protocols.SetHTTP1(true)
+		tr.Protocols.SetHTTP2(h2)
+		resp, err := (&http.Client{Transport: tr, Timeout: 20 * time.Second}).Get("https://" + addr + "/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		tr.CloseIdleConnections()
+		if want := map[bool]int{true: 2, false: 1}[h2]; resp.ProtoMajor != want || resp.StatusCode != 200 {
+			t.Errorf("client with HTTP/2 %v: HTTP/%d, status %d", h2, resp.ProtoMajor, resp.StatusCode)
+		}
 	}
 }
