@@ -146,7 +146,19 @@ type Control struct {
 	ServerName string `json:"serverName,omitempty"`
 	// RootsPEM are the root certificates to trust before the first push.
 	RootsPEM string `json:"rootsPEM"`
+	// Protocol is the variant of ADS to speak; empty means Delta.
+	Protocol Protocol `json:"protocol,omitempty"`
 }
+
+// Protocol is a variant of ADS.
+type Protocol string
+
+// The variants: Envoy's api_type DELTA_GRPC and GRPC. Istio's agent chooses by
+// ISTIO_DELTA_XDS.
+const (
+	Delta           Protocol = "delta"
+	StateOfTheWorld Protocol = "sotw"
+)
 
 // Identity is what the proxy asks a certificate for. The control plane grants
 // what the token is bound to, not what is written here.
@@ -180,6 +192,9 @@ func Parse(data []byte) (*Bootstrap, error) {
 	}
 	if b.Node.ID == "" || b.Control.Address == "" {
 		return nil, fmt.Errorf("read bootstrap: node.id and control.address are required")
+	}
+	if p := b.Control.Protocol; p != "" && p != Delta && p != StateOfTheWorld {
+		return nil, fmt.Errorf("read bootstrap: control.protocol %q: want %q or %q", p, Delta, StateOfTheWorld)
 	}
 	if b.Concurrency <= 0 {
 		b.Concurrency = 2

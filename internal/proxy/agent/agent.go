@@ -154,6 +154,7 @@ func (a *Agent) assemble() error {
 	xo := xds.Options{
 		Node: a.boot.Node, Version: version.Version, Address: a.boot.Control.Address, Dial: a.sockets.dial,
 		TLS: a.secrets.ControlConfig, Update: a.config.update, Identity: id.String(), Log: a.log,
+		StateOfTheWorld: a.boot.Control.Protocol == bootstrap.StateOfTheWorld,
 	}
 	if a.boot.StateDir != "" {
 		xo.File = a.boot.StateDir + "/last-good"

@@ -1,5 +1,5 @@
 // Package xds is the proxy's ADS client. It speaks delta xDS with the control
-// plane, keeps what was accepted in a cache by type, and hands every change to
+// plane, or its state-of-the-world variant (see sotw.go), keeps what was accepted in a cache by type, and hands every change to
 // its owner, who compiles it and says what is refused and which names are wanted
 // next. It promises that a refused resource never displaces a good one, that a
 // lost stream changes nothing that is in force, and that what was accepted is on
@@ -47,6 +47,9 @@ type Options struct {
 	Address string
 	// Dial opens connections; nil means net.Dialer.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// StateOfTheWorld speaks the older variant of ADS, for a control plane without
+	// delta.
+	StateOfTheWorld bool
 	// TLS is asked for at every connection; nil means plaintext, which only
 	// tests use.
 	TLS func() *tls.Config
@@ -97,8 +100,10 @@ type Client struct {
 	origins *origin.Table
 	// pending are endpoint names without an answer, with their deadline.
 	pending map[string]time.Time
-	heard   bool
-	dirty   bool // accepted, but not yet on disk
+	// agreed are the versions agreed to by type, of the state of the world.
+	agreed map[string]string
+	heard  bool
+	dirty  bool // accepted, but not yet on disk
 }
 
 // New makes a Client.
@@ -126,7 +131,7 @@ func New(o Options) (*Client, error) {
 	}
 	return &Client{
 		o: o, node: n, cache: cache{}, wanted: map[string][]string{}, secrets: map[string]*Secret{},
-		pending: map[string]time.Time{},
+		pending: map[string]time.Time{}, agreed: map[string]string{},
 	}, nil
 }
 
@@ -159,7 +164,7 @@ func (c *Client) Run(ctx context.Context) {
 
 // connection is one ADS stream.
 type connection struct {
-	stream discoverypb.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+	stream wire
 	node   *corepb.Node // sent with the first request only
 }
 
@@ -184,7 +189,7 @@ func (c *Client) stream(ctx context.Context) (answered bool, err error) {
 		return false, err
 	}
 	defer conn.Close()
-	ads, err := discoverypb.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	ads, err := c.open(ctx, discoverypb.NewAggregatedDiscoveryServiceClient(conn))
 	if err != nil {
 		return false, describe(err)
 	}
@@ -193,6 +198,18 @@ func (c *Client) stream(ctx context.Context) (answered bool, err error) {
 		return false, describe(err)
 	}
 	return c.follow(ctx, s)
+}
+
+// open opens a stream of the variant that is asked for.
+func (c *Client) open(ctx context.Context, ads discoverypb.AggregatedDiscoveryServiceClient) (wire, error) {
+	if !c.o.StateOfTheWorld {
+		return ads.DeltaAggregatedResources(ctx)
+	}
+	stream, err := ads.StreamAggregatedResources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newWorld(stream, c.agreed), nil
 }
 
 // follow handles responses and time until the stream breaks.
@@ -225,7 +242,7 @@ func (c *Client) follow(ctx context.Context, s *connection) (answered bool, err 
 		case err := <-broken:
 			return answered, describe(err)
 		case <-tick.C:
-			if err := c.expire(s); err != nil {
+			if err := c.tick(s); err != nil {
 				return answered, describe(err)
 			}
 			// Once an hour without a change too, so that the file does not age
@@ -380,6 +397,16 @@ func diff(old, next []string) (add, gone []string) {
 		}
 	}
 	return add, gone
+}
+
+// tick does what time asks for.
+func (c *Client) tick(s *connection) error {
+	if w, ok := s.stream.(*world); ok {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	return c.expire(s)
 }
 
 // expire stops waiting for endpoints that the control plane never sent.
