@@ -94,7 +94,7 @@ func installed(name string) func() (string, error) {
 	return func() (string, error) {
 		path, err := exec.LookPath(name)
 		if err != nil {
-			return "", fmt.Errorf("%w: Debian has it in a package of that name", err)
+			return "", fmt.Errorf("%w: tools/preflight.sh says how to get it", err)
 		}
 		return path, nil
 	}
