@@ -68,6 +68,8 @@ func child(text string) error {
 	o.Priority = string(said)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	// The event loop may keep one processor of the runtime while it waits.
+	runtime.GOMAXPROCS(4)
 	if err := raiseFiles(); err != nil {
 		return err
 	}

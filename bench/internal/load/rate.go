@@ -3,7 +3,10 @@
 package load
 
 import (
+	"runtime"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"lateen.dev/lateen/internal/proxy/loop"
 )
@@ -39,10 +42,15 @@ func NewRate(l *loop.Loop, fds []int, host, path string, perSecond int) (*Closed
 // tick lets requests arrive. Arrivals that the clock's own sleep was late for
 // come together; they count from then, because the proxy did not cause it.
 func (g *Closed) tick(l *loop.Loop, every time.Duration) {
+	// The kernel's own clock, because timers of the runtime come late, and then
+	// several at once, while an event loop beside them waits.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	for due := time.Now(); ; {
 		due = due.Add(every)
 		if d := time.Until(due); d > 0 {
-			time.Sleep(d)
+			t := unix.NsecToTimespec(d.Nanoseconds())
+			_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &t, nil) // woken early, the next round catches up
 		}
 		select {
 		case <-g.open.end:
