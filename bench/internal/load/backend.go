@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"lateen.dev/lateen/internal/proxy/loop"
 	"lateen.dev/lateen/internal/proxy/message"
@@ -30,17 +31,18 @@ const BulkPath = "/bulk"
 // Backend serves on descriptors that it is given; its methods may be called from
 // any goroutine.
 type Backend struct {
-	l           *loop.Loop
-	small, huge []byte // whole responses
-	bulk        []byte
+	l     *loop.Loop
+	small []byte // a whole response
+	bulk  []byte
 }
 
 // NewBackend makes the backend of a loop.
 func NewBackend(l *loop.Loop) *Backend {
-	answer := func(n int) []byte {
-		return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", n, bytes.Repeat([]byte("x"), n))
-	}
-	return &Backend{l: l, small: answer(SmallBody), huge: answer(HugeBody), bulk: bytes.Repeat([]byte("y"), BulkBody)}
+	return &Backend{l: l, small: append(head(SmallBody), bytes.Repeat([]byte("x"), SmallBody)...), bulk: bytes.Repeat([]byte("y"), BulkBody)}
+}
+
+func head(length int) []byte {
+	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n", length)
 }
 
 // Listener is one port of the backend.
@@ -52,8 +54,8 @@ type Listener struct {
 // Close stops listening.
 func (x *Listener) Close() { OnLoop(x.l, func() bool { x.ln.Close(); return true }) }
 
-// HTTP answers every request head of HTTP/1.1 with 1 KiB, or with 10 MiB on
-// BulkPath. It understands no request bodies; the generators send none.
+// HTTP answers every request head of HTTP/1.1 with 1 KiB, or with 10 MiB at
+// 100 MB/s on BulkPath. It understands no request bodies; the generators send none.
 func (b *Backend) HTTP(fd int) (*Listener, error) {
 	return b.serve(fd, func(t message.Transport) message.TransportHandler { return &echoConn{b: b, t: t} })
 }
@@ -97,6 +99,31 @@ func OnLoop[T any](l *loop.Loop, f func() T) T {
 type echoConn struct {
 	b *Backend
 	t message.Transport
+	// left of a bulk answer, and since when it is paid out.
+	left  int
+	since int64
+	timer loop.Timer
+}
+
+// The pace of a bulk answer.
+const (
+	bulkPerSecond = 100e6
+	bulkTick      = 4 * time.Millisecond
+)
+
+// pay writes what of the bulk answer is due. A full queue means that the proxy
+// does not take so much; what it missed is not made up for.
+func (c *echoConn) pay() {
+	now := c.b.l.Now()
+	n := min(int(float64(now-c.since)/1e9*bulkPerSecond), c.left, len(c.b.bulk))
+	c.since = now
+	if c.t.Buffered() < BulkBody {
+		c.t.Write(c.b.bulk[:n])
+		c.left -= n
+	}
+	if c.left > 0 {
+		c.b.l.Arm(&c.timer, bulkTick)
+	}
 }
 
 func (c *echoConn) OnBytes(p []byte) int {
@@ -107,16 +134,21 @@ func (c *echoConn) OnBytes(p []byte) int {
 			return used
 		}
 		if bytes.HasPrefix(p[used:], []byte("GET "+BulkPath)) {
-			c.t.Write(c.b.huge)
+			c.t.Write(head(HugeBody))
+			c.left, c.since, c.timer.F = HugeBody, c.b.l.Now(), c.pay
+			c.b.l.Arm(&c.timer, bulkTick)
 		} else {
 			c.t.Write(c.b.small)
 		}
 		used += i + 4
 	}
 }
-func (c *echoConn) OnEOF()         { c.t.Close() }
-func (c *echoConn) OnDrained()     {}
-func (c *echoConn) OnClosed(error) {}
+func (c *echoConn) OnEOF()     { c.t.Close() }
+func (c *echoConn) OnDrained() {}
+func (c *echoConn) OnClosed(error) {
+	c.left = 0
+	c.b.l.Disarm(&c.timer)
+}
 
 // blockConn is one TCP connection of the backend.
 type blockConn struct {
