@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -126,7 +127,10 @@ func NewServer(o Options) (*Server, error) {
 }
 
 func (s *Server) newWorker(id int) (*worker, error) {
-	l, err := loop.New(loop.Options{Log: s.log, ID: id, PlainIO: s.o.Bootstrap.PlainIO})
+	l, err := loop.New(loop.Options{
+		Log: s.log, ID: id, PlainIO: s.o.Bootstrap.PlainIO,
+		LightSleep: runtime.GOMAXPROCS(0) > max(1, s.o.Bootstrap.Concurrency),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -109,7 +109,7 @@ func Level(b *bootstrap.Bootstrap) slog.Level {
 // limitRuntime fits the Go runtime to what the proxy was given: a thread per
 // loop and one for everything else.
 func limitRuntime(b *bootstrap.Bootstrap) {
-	runtime.GOMAXPROCS(min(max(b.Concurrency, 1)+1, max(runtime.GOMAXPROCS(0), 2)))
+	runtime.GOMAXPROCS(max(b.Concurrency, 1) + 1)
 	if b.MemoryLimit > 0 {
 		debug.SetMemoryLimit(b.MemoryLimit / 10 * 9)
 	}

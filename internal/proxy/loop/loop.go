@@ -55,6 +55,10 @@ type Options struct {
 	// PlainIO makes one system call for each read and write even where io_uring
 	// could make many with one.
 	PlainIO bool
+	// LightSleep lets a busy loop wait for a moment without telling the Go
+	// scheduler. Each loop that does holds one of GOMAXPROCS, so there must be
+	// more of these than loops, or goroutines wait with it.
+	LightSleep bool
 	// OnBatchEnd runs at the end of every round before output is written, for
 	// codecs and stats that collect work over a round; may be nil.
 	OnBatchEnd func()
@@ -294,7 +298,7 @@ const lightSleep = 4
 
 // poll waits for events, timeout milliseconds or for ever (-1).
 func (l *Loop) poll(timeout int) (int, error) {
-	if l.lively && timeout != 0 {
+	if l.lively && l.opts.LightSleep && timeout != 0 {
 		light := lightSleep
 		if timeout > 0 {
 			light = min(light, timeout)
