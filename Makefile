@@ -53,9 +53,11 @@ lint: ## gofumpt, vet and staticcheck
 	$(GO) vet $(PKGS)
 	$(TOOL) staticcheck $(PKGS)
 
-cross: ## the data plane builds for arm64 too
+cross: ## everything builds for arm64 too, and the command line for other systems
+	GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/lateen
 	GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/lateen-proxy
 	GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null ./cmd/lateen-node
+	GOOS=darwin GOARCH=arm64 $(GO) build -o /dev/null ./cmd/lateen
 
 check: lint test race fuzz cross ## everything that CI demands
 	$(GO) mod tidy -diff

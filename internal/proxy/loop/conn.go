@@ -86,6 +86,7 @@ func (l *Loop) Adopt(fd int, info message.Conn) (*Conn, error) {
 	}
 	// Not a TCP socket: there is no delay to switch off, nothing else to do.
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	tuneLocal(fd, &info)
 	c := l.newConn(fd, info)
 	index, _, err := l.register(fd, c, connEvents)
 	if err != nil {
@@ -381,12 +382,17 @@ func (c *Conn) WantDrained() {
 	}
 }
 
-// collect asks the layer above for its output. Asked again, it has none.
+// collect asks the layer above, if there is one, for its output. Asked again, it
+// has none.
 func (c *Conn) collect() {
-	defer c.l.contain(c)
 	if c.pre != nil && c.state < stateLingering {
-		c.pre.OnFlush()
+		c.askAbove()
 	}
+}
+
+func (c *Conn) askAbove() {
+	defer c.l.contain(c)
+	c.pre.OnFlush()
 }
 
 // flush writes the queue, once per round.

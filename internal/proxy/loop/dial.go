@@ -148,6 +148,7 @@ func (d *Dialing) onEvents(events uint32) {
 		return
 	}
 	info := message.Conn{Local: LocalAddr(d.fd), Remote: d.opts.Addr}
+	tuneLocal(d.fd, &info)
 	c := d.l.newConn(d.fd, info)
 	c.slot = d.slot
 	c.shared = d.opts.FD != 0

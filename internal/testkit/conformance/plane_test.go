@@ -42,7 +42,6 @@ type plane struct {
 	version int
 	heard   []request
 	nodes   map[int64]string // of delta streams, whose first request alone names the node
-	streams int
 }
 
 // request is what the tests look at in a discovery request, of either protocol.
